@@ -1,0 +1,74 @@
+"""What every reward is and declares: a frozen network that scores pictures of an object.
+
+Shape legend: G groups (the views of one object), V views of a group, H height, W width.
+
+A reward sees tensors and strings, never jobs. It is called from several places (in a worker's process, or by
+`reward_models.actor` for all workers at once), so one batched call is all it offers: `score_batch`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["RewardCard", "RewardModel", "score_and_gradient"]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardCard:
+    """What a reward says about itself: shown by `GET /v1/rewards`, checked at submit, kept as provenance."""
+
+    name: str
+    """The name a job uses in `rewards`, `judge` and `referee`."""
+    value_range: tuple[float, float] | None
+    """Bounds of a score; `None` when it is unbounded."""
+    scale: str
+    """What one unit of the score means, in a sentence for users."""
+    views: int | None
+    """How many views of an object it wants at once; `None` when any number will do."""
+    uses_prompt: bool
+    """Whether the score depends on the prompt (an aesthetic score does not)."""
+    differentiable: bool
+    """Whether d score / d image exists: DreamFL needs it, DreamDPO does not."""
+    license: str
+    """SPDX name of the license of the weights."""
+    weights_sha256: str | None
+    """Checksum of the weights file; `None` for a reward without weights."""
+
+
+class RewardModel(Protocol):
+    """A frozen reward network, in `eval()` mode: rows never influence each other."""
+
+    @property
+    def card(self) -> RewardCard: ...
+
+    def score_batch(
+        self, images: Tensor, prompts: list[str], wants_gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Score images (G, V, 3, H, W) in [0, 1] for prompts (G).
+
+        Returns values, (G, V) or (G, 1), higher is better, and d values.sum() / d images, (G, V, 3, H, W),
+        which is zero in the rows that `wants_gradient` (G,) bool does not name. Both are detached.
+        """
+        ...
+
+
+def score_and_gradient(
+    score: Callable[[Tensor, list[str]], Tensor], images: Tensor, prompts: list[str], wants_gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Answer a `score_batch` with one call of a differentiable score(images, prompts) → (G, V) or (G, 1)."""
+    assert len(images) == len(prompts) == len(wants_gradient), "one prompt and one flag per row"
+    if not bool(wants_gradient.any()):
+        with torch.no_grad():
+            return score(images, prompts), torch.zeros_like(images)
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        values = score(images, prompts)
+        (gradient,) = torch.autograd.grad(values[wants_gradient].sum(), images)
+    return values.detach(), gradient

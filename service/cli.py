@@ -1,0 +1,293 @@
+"""The command line of a client: everything that needs only HTTP. `workers.main` adds `up` and its like.
+
+Ids and JSON go to stdout, sentences to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 auth,
+4 not found, 5 wait timed out (the job goes on), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+
+from service.client import DEFAULT_URL, Client, JobHandle
+from service.client_errors import (
+    ApiError,
+    ClientError,
+    InvalidRequestError,
+    JobFailedError,
+    NotFoundError,
+    ServiceUnavailableError,
+    UnauthorizedError,
+    WaitTimeoutError,
+)
+from service.progress import ProgressBar, printable
+from service.spawn import EmbeddedService
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["app"]
+
+MESH_KINDS: Final = ("glb", "obj", "ply", "stl")
+INTERRUPTED: Final = 130
+EXIT_CODES: Final[tuple[tuple[type[ClientError], int], ...]] = (
+    (InvalidRequestError, 2),
+    (UnauthorizedError, 3),
+    (NotFoundError, 4),
+    (WaitTimeoutError, 5),
+    (ClientError, 1),
+)
+"""The first class that fits decides."""
+
+app = typer.Typer(
+    name="dreamserve",
+    help="Text to 3D objects that people prefer: submit a prompt, watch it, fetch the mesh.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Prompt = Annotated[str, typer.Argument(help="What to make, in words.", show_default=False)]
+JobId = Annotated[str, typer.Argument(help="A job's id (job_…).", show_default=False)]
+Url = Annotated[str, typer.Option(help="Where the service answers.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the whole job document on stdout.")]
+Method = Annotated[str | None, typer.Option(help="sds, dreamfl or dreamdpo; GET /v1/methods lists them.")]
+Steps = Annotated[int | None, typer.Option(help="Optimization steps; overrides --effort.")]
+Effort = Annotated[str | None, typer.Option(help="preview, draft or full.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same object (one worker to itself).")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What it should not look like.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds to wait; then exit 5, and the job goes on.")]
+
+
+@app.command()
+def generate(
+    prompt: Prompt,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The mesh: .glb, .obj, .ply or .stl.")
+    ] = Path("out.glb"),
+    picture: Annotated[Path | None, typer.Option(help="Also write a picture of it (.png).")] = None,
+    method: Method = None,
+    steps: Steps = None,
+    effort: Effort = None,
+    seed: Seed = None,
+    negative_prompt: NegativePrompt = None,
+    timeout: Timeout = None,
+    url: Url = DEFAULT_URL,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Data folder of the service that is started when none runs.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one object and write its mesh; starts a service for the while when none runs."""
+    kind = _mesh_kind(output)
+    _check_writable(output, picture)
+    fields = _request_fields(method, steps, effort, seed, negative_prompt, kind)
+    with _explained_errors(), _service_at(url, data_dir) as client:
+        job = client.generate(prompt, **fields)
+        if not as_json:
+            typer.echo(job.id)
+        _follow(job, timeout)
+        job.download(output, kind)
+        _say(f"Wrote {output}")
+        if picture is not None:
+            job.download(picture, "thumbnail")
+            _say(f"Wrote {picture}")
+        if as_json:
+            _print_json(job.document)
+
+
+@app.command()
+def submit(
+    prompt: Prompt,
+    method: Method = None,
+    steps: Steps = None,
+    effort: Effort = None,
+    seed: Seed = None,
+    negative_prompt: NegativePrompt = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Submit one job to a running service and print its id, without waiting."""
+    with _explained_errors(), Client(url) as client:
+        job = client.generate(prompt, **_request_fields(method, steps, effort, seed, negative_prompt, "glb"))
+        for warning in job.document["warnings"]:
+            _say(f"Warning: {printable(warning['detail'])}")
+        _print_json(job.document) if as_json else typer.echo(job.id)
+
+
+@app.command()
+def watch(job_id: JobId, timeout: Timeout = None, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Follow a job to its end; interrupting this does not interrupt the job."""
+    with _explained_errors(), Client(url) as client:
+        job = client.job(job_id)
+        _follow(job, timeout)
+        _print_json(job.document) if as_json else typer.echo(job.id)
+
+
+@app.command()
+def get(
+    job_id: JobId,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write its mesh here.")] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Print a job's document, and write its mesh when -o is given."""
+    kind = "glb" if output is None else _mesh_kind(output)
+    with _explained_errors(), Client(url) as client:
+        job = client.job(job_id)
+        if output is not None:
+            _check_writable(output)
+            job.download(output, kind)
+            _say(f"Wrote {output}")
+        _print_json(job.document)
+
+
+@app.command()
+def ls(
+    status: Annotated[
+        str | None, typer.Option(help="queued, running, canceling, succeeded, failed or canceled.")
+    ] = None,
+    method: Method = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many jobs at most.")] = 20,
+    url: Url = DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line.")] = False,
+) -> None:
+    """List jobs, newest first."""
+    with _explained_errors(), Client(url) as client:
+        jobs = client.list_jobs(status=status, method=method, page_size=min(limit, 100))
+        for job, _ in zip(jobs, range(limit), strict=False):
+            if as_json:
+                _print_json(job.document)
+            else:
+                prompt = printable(job.document["spec"]["prompt"])
+                typer.echo(f"{job.id}  {job.status:<9}  {job.document['created_at']}  {prompt}")
+
+
+@app.command()
+def cancel(job_id: JobId, url: Url = DEFAULT_URL) -> None:
+    """End a job; harmless when it has ended already."""
+    with _explained_errors(), Client(url) as client:
+        job = client.job(job_id).cancel()
+        _say(f"{job.id} is {job.status}.")
+        typer.echo(job.id)
+
+
+@contextlib.contextmanager
+def _service_at(url: str, data_dir: Path | None) -> Iterator[Client]:
+    """Connect to the service at `url`, or to one that is started here and ended afterwards."""
+    with Client(url) as client:
+        if client.is_there():
+            if data_dir is not None:
+                _say(f"Using the service that runs at {url}; --data-dir is for one started here.")
+            yield client
+            return
+    if urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise ServiceUnavailableError(
+            f"No Dreamserve answers at {url}. Check the address, or leave --url out."
+        )
+    _say(f"No service answers at {url}: starting an embedded one; it ends with this command.")
+    with EmbeddedService(data_dir) as embedded, Client(embedded.url) as client:
+        try:
+            yield client
+        except KeyboardInterrupt:
+            _say(
+                "The embedded service ends now; the job stays in its data folder and goes on when one starts there."
+            )
+            raise
+        finally:
+            _say("Ending the embedded service …")
+
+
+@contextlib.contextmanager
+def _explained_errors() -> Iterator[None]:
+    """Turn what can go wrong into a sentence on stderr and the exit code that scripts rely on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except ClientError as error:
+        _say(f"Error: {error}")
+        if isinstance(error, ApiError):
+            for field in error.errors[1:]:
+                _say(f"  {field['pointer']}: {field['detail']}")
+        if error.request_id:
+            _say(f"(request {error.request_id})")
+        raise typer.Exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind))) from None
+    except OSError as error:
+        _say(f"Error: {error}")
+        raise typer.Exit(1) from None
+
+
+def _follow(job: JobHandle, timeout_s: float | None) -> None:
+    """Show the job's progress until it has ended. Raises `JobFailedError`, `WaitTimeoutError`."""
+    try:
+        with ProgressBar(_stderr()) as bar:
+            for event in job.events(timeout_s=timeout_s):
+                bar.show(event)
+    except KeyboardInterrupt:
+        _say(
+            f"Interrupted. Job {job.id} was not canceled: `dreamserve watch {job.id}` or `dreamserve cancel {job.id}`."
+        )
+        raise
+    if job.refresh().status != "succeeded":
+        raise JobFailedError(job)
+
+
+def _request_fields(
+    method: str | None,
+    steps: int | None,
+    effort: str | None,
+    seed: int | None,
+    negative_prompt: str | None,
+    kind: str,
+) -> dict[str, Any]:
+    """Collect the fields that the user set: what is left out is for the service to default."""
+    fields: dict[str, Any] = {
+        "method": None if method is None else {"name": method},
+        "steps": steps,
+        "effort": effort,
+        "seed": seed,
+        "negative_prompt": negative_prompt,
+        "mesh": None if kind == "glb" else {"formats": ["glb", kind]},
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _mesh_kind(output: Path) -> str:
+    kind = output.suffix.lower().removeprefix(".")
+    if kind not in MESH_KINDS:
+        _usage(f"cannot write a mesh to {output}: its name must end in .glb, .obj, .ply or .stl.")
+    return kind
+
+
+def _check_writable(*targets: Path | None) -> None:
+    """Refuse before any work is done what would fail after it."""
+    for target in targets:
+        if target is not None and not target.absolute().parent.is_dir():
+            _usage(f"cannot write {target}: there is no folder {target.absolute().parent}. Make it first.")
+        if target is not None and target.is_dir():
+            _usage(f"cannot write {target}: it is a folder. Name a file in it.")
+
+
+def _usage(sentence: str) -> NoReturn:
+    _say(f"Error: {sentence}")
+    raise typer.Exit(2)
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _say(sentence: str) -> None:
+    typer.echo(sentence, err=True)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    # ASCII, so that no prompt can put control characters on a terminal or break a pipe's encoding.
+    typer.echo(json.dumps(document))

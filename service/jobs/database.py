@@ -1,0 +1,192 @@
+"""One database, SQLite or PostgreSQL: transactions with the database's clock, and outages as one error.
+
+The two engines differ in three places only, all of them here: how a write transaction begins
+(`BEGIN IMMEDIATE`), how rows are locked (`FOR UPDATE SKIP LOCKED`), and how the clock is read.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from service.jobs import tables
+from service.jobs.errors import StoreUnavailable
+
+__all__ = ["Clock", "Database", "Transaction", "database_time"]
+
+Clock = Callable[[sa.Connection], float]
+"""Reads the time, in seconds since 1970."""
+
+_NUM_SHARDS = 8
+_SETUP_LOCK = 0x64726561  # any fixed number; names the advisory lock under which tables are made
+_TIME_SQL = {
+    # SQLite's julianday counts days and has milliseconds; 2440587.5 is 1970-01-01.
+    "sqlite": sa.text("SELECT (julianday('now') - 2440587.5) * 86400.0"),
+    "postgresql": sa.text("SELECT extract(epoch from clock_timestamp())"),
+}
+
+
+def database_time(connection: sa.Connection) -> float:
+    """Read the database's own clock, the only one that leases are measured by."""
+    return float(connection.execute(_TIME_SQL[connection.dialect.name]).scalar_one())
+
+
+@dataclass
+class Transaction:
+    """One transaction, the time it began, and what it counted so far."""
+
+    connection: sa.Connection
+    now: float
+    _counted: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def count(self, name: str, labels: str = "", amount: float = 1.0) -> None:
+        """Add to a tally; `labels` as in `tallies.py`. Written when the transaction ends."""
+        self._counted[name, labels] += amount  # type: ignore[assignment] # a Counter of floats
+
+    def execute(self, statement: sa.Executable, parameters: Any = None) -> sa.CursorResult[*tuple[Any, ...]]:
+        """Run a statement in this transaction."""
+        result = self.connection.execute(statement, parameters)
+        assert isinstance(result, sa.CursorResult)
+        return result
+
+    def upsert(self, table: sa.Table, key: str, values: dict[str, Any]) -> None:
+        """Insert a row, or replace the one whose column `key` has the same value."""
+        row = self._insert(table).values(values)
+        self.connection.execute(
+            row.on_conflict_do_update(
+                index_elements=[key], set_={k: v for k, v in values.items() if k != key}
+            )
+        )
+
+    def write_counts(self) -> None:
+        """Write the tallies, in one order for all writers and after every other lock: so nobody deadlocks."""
+        shard = random.randrange(_NUM_SHARDS)  # noqa: S311 - spreads load, guards nothing
+        for (name, labels), amount in sorted(self._counted.items()):
+            row = self._insert(tables.tallies).values(name=name, labels=labels, shard=shard, value=amount)
+            self.connection.execute(
+                row.on_conflict_do_update(
+                    index_elements=["name", "labels", "shard"],
+                    set_={"value": tables.tallies.c.value + row.excluded.value},
+                )
+            )
+
+    def _insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+        """Begin an insert that may say what to do on a conflict (not in SQLAlchemy's common language)."""
+        return sqlite.insert(table) if self.connection.dialect.name == "sqlite" else postgresql.insert(table)
+
+
+class Database:
+    """A pool of connections to `url`, with the tables made."""
+
+    def __init__(self, url: str, clock: Clock = database_time) -> None:
+        self._clock = clock
+        parsed = sa.make_url(url)
+        with _outages_named():
+            self._engine = (
+                _connect_sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _connect(parsed)
+            )
+            self._writer = self._engine.execution_options(writes=True)
+            self._make_tables()
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """Open a transaction that sees one consistent state and writes nothing."""
+        with _outages_named(), self._engine.begin() as connection:
+            yield Transaction(connection, self._clock(connection))
+
+    @contextmanager
+    def writing(self) -> Iterator[Transaction]:
+        """Open a transaction that commits at the end of the block, or changes nothing when it raises."""
+        with _outages_named(), self._writer.begin() as connection:
+            tx = Transaction(connection, self._clock(connection))
+            yield tx
+            tx.write_counts()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def _make_tables(self) -> None:
+        with self._writer.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SETUP_LOCK)))
+            tables.metadata.create_all(connection)
+
+
+# PostgreSQL refuses NaN in JSON, so SQLite does too.
+_json = functools.partial(json.dumps, allow_nan=False)
+
+
+def _connect(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() != "postgresql":
+        raise ValueError(
+            f"the database is {url.get_backend_name()!r}, but only sqlite and postgresql are supported; "
+            "set DREAMSERVE_DATABASE_URL to sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
+        )
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    return sa.create_engine(
+        url,
+        json_serializer=_json,
+        pool_pre_ping=True,
+        pool_size=5,
+        max_overflow=15,
+        pool_timeout=10,
+        connect_args={"connect_timeout": 5},
+    )
+
+
+def _connect_sqlite(url: sa.URL) -> sa.Engine:
+    if url.database in (None, "", ":memory:"):
+        raise ValueError(
+            "the SQLite database needs a file, because threads and processes share it: sqlite:///FILE"
+        )
+    assert url.database is not None
+    try:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(
+            "database", f"cannot make the folder of {url.database}: {error.strerror}"
+        ) from error
+    engine = sa.create_engine(
+        url, json_serializer=_json, connect_args={"timeout": 30}, pool_size=5, max_overflow=59
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions by itself
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        # A write takes its lock at once: one that reads first and locks later can fail halfway.
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def _outages_named() -> Iterator[None]:
+    """Turn what a driver raises during an outage into `StoreUnavailable`; let mistakes of ours pass."""
+    try:
+        yield
+    except (IntegrityError, ProgrammingError, DataError):
+        raise
+    except DBAPIError as error:
+        raise StoreUnavailable("database", str(error.orig).strip().partition("\n")[0]) from error
+    except PoolTimeoutError as error:
+        raise StoreUnavailable("database", "all connections are in use") from error

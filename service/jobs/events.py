@@ -1,0 +1,85 @@
+"""The durable event log of a job: sequenced and written in the transaction of the state it tells."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import sqlalchemy as sa
+
+from service.jobs import tables
+from service.jobs.documents import rfc3339
+
+if TYPE_CHECKING:
+    from service.jobs.database import Transaction
+
+__all__ = ["Event", "EventType", "append", "progress_is_due", "read"]
+
+
+class EventType(StrEnum):
+    """What happened to a job."""
+
+    QUEUED = "job.queued"
+    STARTED = "job.started"
+    STAGE = "job.stage"
+    PROGRESS = "job.progress"
+    PREVIEW = "job.preview"
+    SCORE = "job.score"
+    ATTEMPT_LOST = "job.attempt_lost"
+    RESUMED = "job.resumed"
+    WARNING = "job.warning"
+    ARTIFACT = "job.artifact"
+    SUCCEEDED = "job.succeeded"
+    FAILED = "job.failed"
+    CANCELED = "job.canceled"
+
+
+class Event(TypedDict):
+    """One line of a job's log; `id` counts from 1 without gaps within the job."""
+
+    id: int
+    type: str
+    at: str
+    data: dict[str, Any]
+
+
+MAX_PROGRESS_EVENTS = 500
+"""Progress events kept of one job. Source: product."""
+_PROGRESS_EVERY_S = 1.0
+_PROGRESS_EVERY_SHARE = 0.025
+"""A long job tells its progress every 1/40 of its age: 385 events in a week. Thinning when writing, not
+afterwards, keeps the sequence free of gaps."""
+
+
+def append(tx: Transaction, job_id: str, type_: EventType, data: dict[str, Any]) -> None:
+    """Write the next event of a job; the number comes from the job's row, which this locks."""
+    jobs = tables.jobs
+    number = tx.execute(
+        sa.update(jobs)
+        .where(jobs.c.id == job_id)
+        .values(last_event=jobs.c.last_event + 1)
+        .returning(jobs.c.last_event)
+    ).scalar_one()
+    tx.execute(
+        sa.insert(tables.events).values(job_id=job_id, number=number, type=type_.value, at=tx.now, data=data)
+    )
+
+
+def progress_is_due(now: float, started_at: float, last_at: float | None, written: int) -> bool:
+    """Tell whether another progress event may be kept (all times in seconds)."""
+    if last_at is None:
+        return True
+    pause_s = max(_PROGRESS_EVERY_S, (now - started_at) * _PROGRESS_EVERY_SHARE)
+    return written < MAX_PROGRESS_EVENTS and now - last_at >= pause_s
+
+
+def read(tx: Transaction, job_id: str, after: int, limit: int) -> list[Event]:
+    """List events with `id` > `after` in order, at most `limit`."""
+    columns = tables.events.c
+    rows = tx.execute(
+        sa.select(tables.events)
+        .where(columns.job_id == job_id, columns.number > after)
+        .order_by(columns.number)
+        .limit(limit)
+    )
+    return [Event(id=row.number, type=row.type, at=rfc3339(row.at), data=row.data) for row in rows]

@@ -1,0 +1,140 @@
+"""What workers say of themselves (heartbeats, capabilities), and what the whole fleet looks like to a scrape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import quantiles
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from service.jobs import tables, tallies
+from service.jobs.capabilities import Capabilities, merge
+from service.jobs.documents import Pace
+from service.jobs.states import ACTIVE, JobState
+
+if TYPE_CHECKING:
+    from service.jobs.database import Transaction
+    from service.jobs.tallies import Tally
+
+__all__ = [
+    "Snapshot",
+    "WorkerState",
+    "heartbeat",
+    "live_capabilities",
+    "pace",
+    "publish",
+    "retire",
+    "snapshot",
+]
+
+_NUM_RECENT = 20
+"""Finished jobs from which waiting times are estimated."""
+WorkerState = str
+"""`starting | idle | busy | draining`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of the service at one moment, for the metrics."""
+
+    jobs: dict[JobState, int]
+    oldest_queued_s: float
+    workers: dict[WorkerState, int]
+    slots: int
+    busy_slots: int
+    oldest_checkpoint_s: float
+    """Age of the oldest newest-checkpoint of a running job; 0 when none has one."""
+    tallies: list[Tally]
+
+
+def heartbeat(
+    tx: Transaction, worker: str, state: WorkerState, slots: int, busy_slots: int, ttl_s: float
+) -> None:
+    """Say that a worker lives."""
+    values = {"name": worker, "state": state, "slots": slots, "busy_slots": busy_slots}
+    tx.upsert(tables.workers, "name", {**values, "seen_at": tx.now, "expires_at": tx.now + ttl_s})
+
+
+def publish(tx: Transaction, worker: str, document: Capabilities, ttl_s: float) -> None:
+    """Say what a worker can run."""
+    values = {"worker": worker, "document": document.model_dump(mode="json"), "expires_at": tx.now + ttl_s}
+    tx.upsert(tables.capabilities, "worker", values)
+
+
+def retire(tx: Transaction, worker: str) -> None:
+    """Forget a worker."""
+    tx.execute(sa.delete(tables.workers).where(tables.workers.c.name == worker))
+    tx.execute(sa.delete(tables.capabilities).where(tables.capabilities.c.worker == worker))
+
+
+def live_capabilities(tx: Transaction) -> Capabilities | None:
+    """Unite what live workers have published; None when none is alive."""
+    columns = tables.capabilities.c
+    documents = tx.execute(
+        sa.select(columns.document).where(columns.expires_at > tx.now).order_by(columns.worker)
+    )
+    published = [Capabilities.model_validate(document) for document in documents.scalars()]
+    return merge(published) if published else None
+
+
+def pace(tx: Transaction) -> Pace:
+    """Measure how fast the queue moves."""
+    jobs = tables.jobs.c
+    slots, _ = _slots(tx)
+    active = jobs.state.in_(sorted(ACTIVE))
+    running = tx.execute(sa.select(sa.func.count()).select_from(tables.jobs).where(active)).scalar_one()
+    recent = tx.execute(
+        sa.select(jobs.ended_at - jobs.started_at)
+        .where(jobs.state == JobState.SUCCEEDED.value)
+        .order_by(jobs.ended_at.desc())
+        .limit(_NUM_RECENT)
+    )
+    run_s = sorted(float(seconds) for seconds in recent.scalars())
+    if not run_s:
+        return Pace(slots, running, None)
+    low, _, high = quantiles(run_s, n=4, method="inclusive") if len(run_s) > 1 else run_s * 3
+    return Pace(slots, running, (low, high))
+
+
+def _slots(tx: Transaction) -> tuple[int, int]:
+    columns = tables.workers.c
+    row = tx.execute(
+        sa.select(
+            sa.func.coalesce(sa.func.sum(columns.slots), 0).label("slots"),
+            sa.func.coalesce(sa.func.sum(columns.busy_slots), 0).label("busy"),
+        ).where(columns.expires_at > tx.now, columns.state != "draining")
+    ).one()
+    return int(row.slots), int(row.busy)
+
+
+def _counts(tx: Transaction, by_name: sa.Select[Any]) -> dict[str, int]:
+    return {str(row[0]): int(row[1]) for row in tx.execute(by_name)}
+
+
+def snapshot(tx: Transaction) -> Snapshot:
+    """Read everything that a scrape tells."""
+    jobs, workers, kept = tables.jobs.c, tables.workers.c, tables.checkpoints.c
+    num_jobs = _counts(tx, sa.select(jobs.state, sa.func.count()).group_by(jobs.state))
+    oldest = tx.execute(
+        sa.select(sa.func.min(jobs.created_at)).where(jobs.state == JobState.QUEUED.value)
+    ).scalar_one()
+    live = sa.select(workers.state, sa.func.count()).where(workers.expires_at > tx.now)
+    newest = (
+        sa.select(sa.func.max(kept.created_at).label("at"))
+        .join_from(tables.checkpoints, tables.jobs)
+        .where(jobs.state.in_(sorted(ACTIVE)))
+        .group_by(kept.job_id)
+        .subquery()
+    )
+    oldest_checkpoint = tx.execute(sa.select(sa.func.min(newest.c.at))).scalar_one()
+    slots, busy_slots = _slots(tx)
+    return Snapshot(
+        jobs={state: num_jobs.get(state.value, 0) for state in JobState},
+        oldest_queued_s=0.0 if oldest is None else max(0.0, tx.now - oldest),
+        workers=_counts(tx, live.group_by(workers.state)),
+        slots=slots,
+        busy_slots=busy_slots,
+        oldest_checkpoint_s=0.0 if oldest_checkpoint is None else max(0.0, tx.now - oldest_checkpoint),
+        tallies=tallies.read(tx),
+    )

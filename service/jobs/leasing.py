@@ -1,0 +1,326 @@
+"""What a worker does to a job: claim, report, finish, fail, give back; each write guarded by the lease's fence.
+
+All functions run inside one writing transaction. They lock the job's row first and check the lease then,
+so a worker that was declared lost can change nothing any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from pydantic import ValidationError
+from ulid import ULID
+
+from service.jobs import events, tables, tallies
+from service.jobs.documents import progress_document
+from service.jobs.events import EventType
+from service.jobs.spec import JobSpec
+from service.jobs.states import (
+    ACTIVE,
+    Checkpoint,
+    FailureCode,
+    JobState,
+    Lease,
+    LeaseAnswer,
+    NewArtifact,
+    Outcome,
+    Stage,
+    StaleLease,
+)
+from service.jobs.tallies import Histogram, Total
+from service.jobs.transitions import end_attempt, end_attempt_in_failure, end_job, lock, move, update
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from service.jobs.database import Transaction
+    from service.jobs.documents import Document, Row
+
+__all__ = ["Report", "claim", "held", "publish", "report", "sweep", "worker_lost"]
+
+_NUM_CHECKPOINTS = 2
+"""A torn checkpoint falls back to the one before."""
+_SWEEP_LIMIT = 100
+_MAX_WARNINGS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker tells of one running job."""
+
+    stage: Stage
+    step: int
+    steps_total: int
+    steps_per_s: float | None = None
+    worker_s: float | None = None
+    checkpoint: Checkpoint | None = None
+    resumed_from_step: int | None = None
+    preview: Mapping[str, Any] | None = None
+    scores: Mapping[str, float] | None = None
+    warnings: Sequence[Mapping[str, str]] = field(default=())
+
+
+def claim(tx: Transaction, worker: str, lease_s: float) -> Lease | None:
+    """Take the next job whose turn it is: by priority, then by age."""
+    sweep(tx)
+    columns = tables.jobs.c
+    turn = (
+        sa.select(tables.jobs)
+        .where(columns.state == JobState.QUEUED.value, columns.not_before <= tx.now)
+        .order_by(columns.priority.desc(), columns.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    while (row := tx.execute(turn).one_or_none()) is not None:
+        try:
+            spec = JobSpec.model_validate(row.spec)
+        except ValidationError as error:
+            # A row of another release: it must not stop the queue.
+            detail = f"this release cannot read the job's spec: {error}"
+            end_job(tx, row, JobState.FAILED, error=(FailureCode.INTERNAL, detail))
+            continue
+        return _grant(tx, row, spec, worker, lease_s)
+    return None
+
+
+def _grant(tx: Transaction, row: Row, spec: JobSpec, worker: str, lease_s: float) -> Lease:
+    attempt = row.attempt + 1
+    started_at = tx.now if row.started_at is None else row.started_at
+    checkpoints = _newest_checkpoints(tx, row.id)
+    step = checkpoints[0].step if checkpoints else 0
+    move(
+        tx,
+        row,
+        JobState.RUNNING,
+        attempt=attempt,
+        worker=worker,
+        lease_until=tx.now + lease_s,
+        started_at=started_at,
+        stage=Stage.LOADING.value,
+        stage_since=tx.now,
+        step=step,
+        steps_total=spec.steps,
+        steps_per_s=None,
+    )
+    resumed_from_step = step if checkpoints else None
+    tx.execute(
+        sa.insert(tables.attempts).values(
+            job_id=row.id,
+            number=attempt,
+            worker=worker,
+            started_at=tx.now,
+            resumed_from_step=resumed_from_step,
+            worker_s=0.0,
+        )
+    )
+    if row.started_at is None:
+        tallies.observe(tx, Histogram.QUEUE_TIME, tx.now - row.created_at)
+        events.append(tx, row.id, EventType.STARTED, {"attempt": attempt, "worker": worker})
+    else:
+        data = {"attempt": attempt, "worker": worker, "from_step": step}
+        events.append(tx, row.id, EventType.RESUMED, data)
+    return Lease(
+        job_id=row.id,
+        attempt=attempt,
+        worker=worker,
+        spec=spec,
+        checkpoints=checkpoints,
+        failures=row.failures,
+        lease_s=lease_s,
+        created_at=row.created_at,
+        started_at=started_at,
+        deadline_at=row.deadline_at,
+        deadline_in_s=row.deadline_at - tx.now,
+        max_step=row.max_step,
+    )
+
+
+def held(tx: Transaction, lease: Lease) -> Row:
+    """Lock the job of a lease that is still valid; raise `StaleLease` otherwise."""
+    row = lock(tx, lease.job_id)
+    if row is None:
+        raise StaleLease(lease.job_id, lease.attempt, "the job does not exist")
+    if row.attempt != lease.attempt:
+        raise StaleLease(lease.job_id, lease.attempt, f"the job is at attempt {row.attempt}")
+    if row.state not in ACTIVE:
+        raise StaleLease(lease.job_id, lease.attempt, f"the job is {row.state}")
+    return row
+
+
+def report(tx: Transaction, lease: Lease, told: Report) -> LeaseAnswer:
+    """Renew a lease and write down what its worker tells."""
+    row = held(tx, lease)
+    if told.resumed_from_step is not None:
+        row = _correct_resumption(tx, row, told.resumed_from_step)
+    advanced = max(0, told.step - row.step)
+    redone = max(0, min(told.step, row.max_step) - row.step)
+    tallies.count(tx, Total.STEPS, advanced)
+    tallies.count(tx, Total.STEPS_REDONE, redone)
+    values: dict[str, Any] = {
+        "lease_until": tx.now + lease.lease_s,
+        "step": told.step,
+        "max_step": max(row.max_step, told.step),
+        "steps_total": told.steps_total,
+        "steps_per_s": told.steps_per_s,
+    }
+    if told.stage != row.stage:
+        tallies.observe(tx, Histogram.STAGE_TIME, tx.now - row.stage_since, stage=row.stage)
+        values |= {"stage": told.stage.value, "stage_since": tx.now}
+    update(tx, row, **values)
+    if told.worker_s is not None:
+        _update_attempt(tx, row, worker_s=told.worker_s)
+    _tell(tx, row, told)
+    return LeaseAnswer(
+        cancel_requested=row.cancel_requested,
+        deadline_passed=tx.now >= row.deadline_at,
+        superseded=() if told.checkpoint is None else _keep_checkpoint(tx, row, told.checkpoint),
+    )
+
+
+def _correct_resumption(tx: Transaction, row: Row, step: int) -> Row:
+    """Write down that the attempt began at another step than its newest checkpoint's."""
+    _update_attempt(tx, row, resumed_from_step=step)
+    update(tx, row, step=step)
+    corrected = lock(tx, row.id)
+    assert corrected is not None
+    return corrected
+
+
+def _update_attempt(tx: Transaction, row: Row, **values: Any) -> None:
+    columns = tables.attempts.c
+    tx.execute(
+        sa.update(tables.attempts)
+        .where(columns.job_id == row.id, columns.number == row.attempt)
+        .values(**values)
+    )
+
+
+def _tell(tx: Transaction, before: Row, told: Report) -> None:
+    """Write the events of a report, and its warnings, each of them once."""
+    job_id = before.id
+    if told.stage != before.stage:
+        events.append(tx, job_id, EventType.STAGE, {"stage": told.stage.value})
+    if told.step != before.step and events.progress_is_due(
+        tx.now, before.started_at, before.progress_at, before.progress_events
+    ):
+        now = lock(tx, job_id)
+        assert now is not None
+        events.append(tx, job_id, EventType.PROGRESS, {"stage": now.stage, **progress_document(now)})
+        update(tx, before, progress_at=tx.now, progress_events=before.progress_events + 1)
+    if told.preview is not None:
+        events.append(tx, job_id, EventType.PREVIEW, dict(told.preview))
+    if told.scores:
+        events.append(tx, job_id, EventType.SCORE, {"step": told.step, "scores": dict(told.scores)})
+    known = list(before.warnings)
+    for warning in told.warnings:
+        if dict(warning) not in known and len(known) < _MAX_WARNINGS:
+            known.append(dict(warning))
+            events.append(tx, job_id, EventType.WARNING, dict(warning))
+    if len(known) > len(before.warnings):
+        update(tx, before, warnings=known)
+
+
+def _newest_checkpoints(tx: Transaction, job_id: str) -> tuple[Checkpoint, ...]:
+    columns = tables.checkpoints.c
+    rows = tx.execute(
+        sa.select(columns.key, columns.sha256, columns.step, columns.size_bytes)
+        .where(columns.job_id == job_id)
+        # By time, not by step: an attempt that fell back to an older one continues from there.
+        .order_by(columns.attempt.desc(), columns.step.desc())
+        .limit(_NUM_CHECKPOINTS)
+    )
+    return tuple(Checkpoint(row.key, row.sha256, row.step, row.size_bytes) for row in rows)
+
+
+def _keep_checkpoint(tx: Transaction, row: Row, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Name a checkpoint in the job's row; returns the keys that it makes superfluous."""
+    table = tables.checkpoints
+    known = tx.execute(
+        sa.select(table.c.key).where(table.c.job_id == row.id, table.c.key == checkpoint.key)
+    ).one_or_none()
+    if known is not None:  # the same report again, after an answer that got lost
+        return ()
+    values = {"job_id": row.id, "attempt": row.attempt, "created_at": tx.now, **asdict(checkpoint)}
+    tx.execute(sa.insert(table).values(values))
+    tallies.count(tx, Total.CHECKPOINTS)
+    tallies.count(tx, Total.CHECKPOINT_BYTES, checkpoint.size_bytes)
+    kept = [one.key for one in _newest_checkpoints(tx, row.id)]
+    dropped = (
+        sa.delete(table).where(table.c.job_id == row.id, table.c.key.not_in(kept)).returning(table.c.key)
+    )
+    return tuple(tx.execute(dropped).scalars())
+
+
+def publish(
+    tx: Transaction,
+    row: Row,
+    to: JobState,
+    result: Document | None,
+    artifacts: Sequence[NewArtifact],
+    retention_s: float,
+) -> tuple[str, ...]:
+    """End a held job with what it made; returns the keys of checkpoints that nobody needs any more."""
+    for number, artifact in enumerate(artifacts):
+        artifact_id = f"art_{ULID.from_timestamp(tx.now)}"
+        place = {"id": artifact_id, "job_id": row.id, "number": number}
+        life = {"created_at": tx.now, "expires_at": tx.now + retention_s}
+        tx.execute(sa.insert(tables.artifacts).values(**place, **life, **asdict(artifact)))
+        data = {"id": artifact_id, "kind": artifact.kind, "name": artifact.name}
+        events.append(tx, row.id, EventType.ARTIFACT, data)
+        tallies.count(tx, Total.ARTIFACT_BYTES, artifact.size_bytes, kind=artifact.kind)
+    if result is not None:
+        _measure(tx, result)
+    end_attempt(tx, row, Outcome.SUCCEEDED if to is JobState.SUCCEEDED else Outcome.CANCELED)
+    return end_job(tx, row, to, result=result)
+
+
+def _measure(tx: Transaction, result: Document) -> None:
+    """Count scores and mesh of a result; a part that the worker left out is not counted."""
+    for candidate in result.get("candidates") or []:
+        for name, score in (candidate.get("scores") or {}).items():
+            tallies.observe(tx, Histogram.REWARD_SCORE, score, reward=name)
+        if candidate.get("referee"):
+            referee = candidate["referee"]
+            tallies.observe(tx, Histogram.REFEREE_SCORE, referee["score"], reward=referee["name"])
+    mesh = result.get("mesh") or {}
+    if mesh.get("faces") is not None:
+        tallies.observe(tx, Histogram.MESH_FACES, mesh["faces"])
+    if mesh.get("agreement") is not None:
+        tallies.observe(tx, Histogram.MESH_AGREEMENT, mesh["agreement"])
+
+
+def worker_lost(tx: Transaction, worker: str) -> list[str]:
+    """End every lease of a worker that is known to be dead."""
+    columns = tables.jobs.c
+    rows = tx.execute(
+        sa.select(tables.jobs)
+        .where(columns.state.in_(sorted(ACTIVE)), columns.worker == worker)
+        .order_by(columns.id)
+        .with_for_update()
+    ).all()
+    for row in rows:
+        end_attempt_in_failure(tx, row, FailureCode.WORKER_LOST, f"worker {worker} died")
+    return [row.id for row in rows]
+
+
+def sweep(tx: Transaction) -> int:
+    """Take back leases that ran out and end queued jobs past their deadline; how many jobs changed."""
+    columns = tables.jobs.c
+    expired = _some(tx, columns.state.in_(sorted(ACTIVE)), columns.lease_until < tx.now)
+    for row in expired:
+        tallies.count(tx, Total.LEASES_EXPIRED)
+        silence = f"worker {row.worker} has not reported in time; its lease ran out"
+        end_attempt_in_failure(tx, row, FailureCode.WORKER_LOST, silence)
+    late = _some(tx, columns.state == JobState.QUEUED.value, columns.deadline_at <= tx.now)
+    for row in late:
+        waited = f"the job did not end within {row.deadline_at - row.created_at:g} s of its submission"
+        end_job(tx, row, JobState.FAILED, error=(FailureCode.DEADLINE_EXCEEDED, waited))
+    return len(expired) + len(late)
+
+
+def _some(tx: Transaction, *conditions: sa.ColumnElement[bool]) -> Sequence[Row]:
+    """Lock some jobs that meet all conditions, passing over those that another process holds."""
+    query = sa.select(tables.jobs).where(*conditions).order_by(tables.jobs.c.id).limit(_SWEEP_LIMIT)
+    return tx.execute(query.with_for_update(skip_locked=True)).all()

@@ -1,0 +1,163 @@
+"""Objects as files in one folder: the embedded default, nothing to install."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.jobs.errors import StoreUnavailable
+from service.jobs.objects import CHUNK_BYTES, ObjectExists, ObjectInfo, ObjectMissing, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+__all__ = ["LocalStore"]
+
+
+class LocalStore:
+    """An `ObjectStore` under the folder `root`: every file is whole, and on disk, before it has its name."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        with _outages_named():
+            # Unfinished files live beside the objects, on the same file system, so that a link is atomic.
+            self._unfinished = root / ".unfinished"
+            self._unfinished.mkdir(parents=True, exist_ok=True)
+
+    def put(
+        self,
+        key: str,
+        content: bytes | Path,
+        *,
+        content_type: str = "application/octet-stream",
+        create_once: bool = True,
+    ) -> ObjectInfo:
+        """See `ObjectStore.put`; the content type is not kept."""
+        path = self._path(key)
+        with _outages_named():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(dir=self._unfinished)
+            unfinished = Path(name)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    _write(file, content)
+                info = describe(unfinished)
+                if create_once:
+                    self._link(unfinished, path, info)
+                else:
+                    unfinished.replace(path)
+                _sync_folders(path.parent, self._root)
+            finally:
+                unfinished.unlink(missing_ok=True)
+        return info
+
+    @staticmethod
+    def _link(unfinished: Path, path: Path, info: ObjectInfo) -> None:
+        """Give a finished file its name, of which `os.link` lets exactly one writer be the first."""
+        try:
+            os.link(unfinished, path)
+        except FileExistsError:
+            if describe(path) != info:
+                raise ObjectExists(
+                    f"{path.name} exists with other content, and is written once only"
+                ) from None
+
+    def get(self, key: str) -> bytes:
+        """See `ObjectStore.get`."""
+        with _outages_named(), self._open(key) as file:
+            return file.read()
+
+    def open_range(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """See `ObjectStore.open_range`."""
+        with _outages_named():
+            file = self._open(key)
+        return _chunks(file, start, end)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """See `ObjectStore.head`; this reads the whole file."""
+        path = self._path(key)
+        with _outages_named():
+            try:
+                return describe(path)
+            except FileNotFoundError:
+                return None
+
+    def delete(self, key: str) -> None:
+        """See `ObjectStore.delete`."""
+        with _outages_named():
+            self._path(key).unlink(missing_ok=True)
+
+    def presign(self, key: str, expires_s: int, filename: str) -> str | None:
+        """Return None: the service itself sends the bytes."""
+        return None
+
+    def check(self) -> None:
+        """See `ObjectStore.check`."""
+        with _outages_named(), tempfile.TemporaryFile(dir=self._unfinished):
+            pass
+
+    def self_test(self) -> list[str]:
+        """See `ObjectStore.self_test`."""
+        self.check()
+        return []
+
+    def _open(self, key: str) -> BinaryIO:
+        try:
+            return self._path(key).open("rb")
+        except FileNotFoundError:
+            raise ObjectMissing(key) from None
+
+    def _path(self, key: str) -> Path:
+        parts = key.split("/")
+        if any(part in ("", ".", "..") or part.startswith(".") for part in parts):
+            raise ValueError(f"an object's key consists of plain names, found {key!r}")
+        return self._root.joinpath(*parts)
+
+
+def _write(file: BinaryIO, content: bytes | Path) -> None:
+    """Write everything to disk, not only to the system's cache."""
+    if isinstance(content, bytes):
+        file.write(content)
+    else:
+        with content.open("rb") as source:
+            shutil.copyfileobj(source, file)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folders(folder: Path, root: Path) -> None:
+    """Bring a new file's name to disk, and the names of the folders made for it."""
+    while True:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if folder == root:
+            return
+        folder = folder.parent
+
+
+def _chunks(file: BinaryIO, start: int, end: int | None) -> Iterator[bytes]:
+    with file:
+        file.seek(start)
+        left = None if end is None else end - start
+        while left is None or left > 0:
+            chunk = file.read(CHUNK_BYTES if left is None else min(CHUNK_BYTES, left))
+            if not chunk:
+                return
+            left = None if left is None else left - len(chunk)
+            yield chunk
+
+
+@contextmanager
+def _outages_named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailable("objects", f"{error.strerror} ({error.filename})") from error

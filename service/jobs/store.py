@@ -1,0 +1,330 @@
+"""JobStore: the truth about jobs, on SQLite or PostgreSQL, for the frontend and for the workers."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from ulid import ULID
+
+from service.jobs import events, fleet, leasing, reading, tables, tallies
+from service.jobs.database import Clock, Database, Transaction, database_time
+from service.jobs.errors import IdempotencyKeyReused, QueueFull
+from service.jobs.events import EventType
+from service.jobs.leasing import Report, held
+from service.jobs.states import FailureCode, JobState, StaleLease
+from service.jobs.tallies import Total
+from service.jobs.transitions import end_attempt_in_failure, end_job, lock, move, update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from service.jobs.capabilities import Capabilities
+    from service.jobs.documents import Document
+    from service.jobs.events import Event
+    from service.jobs.fleet import Snapshot
+    from service.jobs.spec import JobSpec
+    from service.jobs.states import Checkpoint, Lease, LeaseAnswer, NewArtifact, Stage
+
+__all__ = ["JobStore"]
+
+_PRIORITIES = {"low": 0, "normal": 1, "high": 2}
+_USES = frozenset({"optimizing", "loading", "exporting", "idle", "redone"})
+
+
+class JobStore:
+    """The truth about jobs.
+
+    Every method is one transaction, may be called from any thread or process, and raises `StoreUnavailable`
+    when the database does not answer. Repeating a call whose answer got lost does no harm.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        retention_s: float = 30 * 86_400,
+        max_queued: int | None = None,
+        clock: Clock = database_time,
+    ) -> None:
+        """Connect to `url` (SQLAlchemy) and create the tables that are missing."""
+        self._database = Database(url, clock)
+        self._retention_s = retention_s
+        self._max_queued = max_queued
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._database.close()
+
+    # ---- for the frontend
+
+    def submit(
+        self,
+        spec: JobSpec,
+        *,
+        idempotency_key: str | None = None,
+        body_hash: str | None = None,
+        warnings: Sequence[Mapping[str, str]] = (),
+    ) -> tuple[Document, bool]:
+        """Queue a job: its document, and whether it is new (False: this key was seen with this body).
+
+        Raises `IdempotencyKeyReused` (same key, other `body_hash`) and `QueueFull`.
+        """
+        assert (idempotency_key is None) == (body_hash is None), "a key comes with the hash of its body"
+        try:
+            with self._database.writing() as tx:
+                known = _known_job(tx, idempotency_key, body_hash)
+                job_id = known or _insert_job(tx, spec, warnings, self._max_queued)
+                if idempotency_key is not None and known is None:
+                    row = {
+                        "key": idempotency_key,
+                        "body_hash": body_hash,
+                        "job_id": job_id,
+                        "created_at": tx.now,
+                    }
+                    tx.execute(sa.insert(tables.idempotency_keys).values(row))
+                document = reading.get(tx, job_id)
+        except IntegrityError:
+            # Another request with this key committed first (possible on PostgreSQL only).
+            with self._database.reading() as tx:
+                known = _known_job(tx, idempotency_key, body_hash)
+                assert known is not None
+                document = reading.get(tx, known)
+        assert document is not None
+        return document, known is None
+
+    def get(self, job_id: str) -> Document | None:
+        """Tell the whole truth about one job; None when it never existed."""
+        with self._database.reading() as tx:
+            return reading.get(tx, job_id)
+
+    def list_jobs(
+        self,
+        *,
+        status: JobState | None = None,
+        method: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> tuple[list[Document], str | None]:
+        """List jobs, newest first, and the cursor of the next page (None at the end)."""
+        with self._database.reading() as tx:
+            return reading.list_jobs(tx, status, method, metadata or {}, limit, cursor)
+
+    def cancel(self, job_id: str) -> Document | None:
+        """Cancel a job: at once when queued, by asking its worker when running; nothing happens when it ended.
+
+        Returns the job's document, None when it never existed.
+        """
+        with self._database.writing() as tx:
+            row = lock(tx, job_id)
+            if row is not None and row.state == JobState.QUEUED:
+                update(tx, row, cancel_requested=True)
+                end_job(tx, row, JobState.CANCELED)
+            elif row is not None and row.state == JobState.RUNNING:
+                move(tx, row, JobState.CANCELING, cancel_requested=True)
+            return reading.get(tx, job_id)
+
+    def events(self, job_id: str, *, after: int = 0, limit: int = 1_000) -> list[Event]:
+        """List a job's events with `id` > `after`, in order."""
+        with self._database.reading() as tx:
+            return events.read(tx, job_id, after, limit)
+
+    def artifacts(self, job_id: str) -> list[Document]:
+        """List a job's artifacts."""
+        with self._database.reading() as tx:
+            return reading.artifacts(tx, job_id)
+
+    def artifact(self, artifact_id: str) -> tuple[Document, str] | None:
+        """Describe one artifact and name its object; None when it never existed."""
+        with self._database.reading() as tx:
+            return reading.artifact(tx, artifact_id)
+
+    def capabilities(self) -> Capabilities | None:
+        """Unite what live workers have published; None when none is alive."""
+        with self._database.reading() as tx:
+            return fleet.live_capabilities(tx)
+
+    def ping(self) -> None:
+        """Raise `StoreUnavailable` unless the database answers (for /readyz)."""
+        with self._database.reading() as tx:
+            tx.execute(sa.select(tables.jobs.c.id).limit(1))
+
+    def snapshot(self) -> Snapshot:
+        """Read everything that a scrape of /metrics tells."""
+        with self._database.reading() as tx:
+            return fleet.snapshot(tx)
+
+    # ---- for the workers: every write is fenced, and raises `StaleLease` when the job is no longer theirs
+
+    def claim(self, worker: str, lease_s: float = 60.0) -> Lease | None:
+        """Take the next job that may run, after a `sweep`; None when there is none."""
+        with self._database.writing() as tx:
+            return leasing.claim(tx, worker, lease_s)
+
+    def report(
+        self,
+        lease: Lease,
+        *,
+        stage: Stage,
+        step: int,
+        steps_total: int,
+        steps_per_s: float | None = None,
+        worker_s: float | None = None,
+        checkpoint: Checkpoint | None = None,
+        resumed_from_step: int | None = None,
+        preview: Mapping[str, Any] | None = None,
+        scores: Mapping[str, float] | None = None,
+        warnings: Sequence[Mapping[str, str]] = (),
+    ) -> LeaseAnswer:
+        """Renew the lease and record progress.
+
+        `worker_s`: seconds this attempt has held its worker so far. `checkpoint`: a new one, already in the
+        object store. `resumed_from_step`: told once, when it is not the newest checkpoint's (a torn one, 0 for
+        none). `preview`, `scores` and `warnings` (`{"code", "detail"}`) become events.
+        """
+        told = Report(
+            stage,
+            step,
+            steps_total,
+            steps_per_s,
+            worker_s,
+            checkpoint,
+            resumed_from_step,
+            preview,
+            scores,
+            warnings,
+        )
+        with self._fenced() as tx:
+            return leasing.report(tx, lease, told)
+
+    def finish(self, lease: Lease, result: Document, artifacts: Sequence[NewArtifact]) -> tuple[str, ...]:
+        """Publish the result: the job has succeeded.
+
+        `result` has `candidates, mesh, provenance, licenses`; the artifacts must already be in the object
+        store, and verified. Returns the keys of checkpoints to delete.
+        """
+        return self._publish(lease, JobState.SUCCEEDED, result, artifacts)
+
+    def fail(self, lease: Lease, code: FailureCode, detail: str) -> tuple[str, ...]:
+        """End the attempt: queued again when `code` is retryable and attempts are left, else failed.
+
+        Returns the keys of checkpoints to delete.
+        """
+        with self._fenced() as tx:
+            return end_attempt_in_failure(tx, held(tx, lease), code, detail)
+
+    def cancel_confirmed(
+        self, lease: Lease, result: Document | None = None, artifacts: Sequence[NewArtifact] = ()
+    ) -> tuple[str, ...]:
+        """End a job whose cancel its worker has carried out. Returns the keys of checkpoints to delete."""
+        return self._publish(lease, JobState.CANCELED, result, artifacts)
+
+    def release(self, lease: Lease) -> None:
+        """Give an unfinished job back, without counting a failure (drain, preemption)."""
+        with self._fenced() as tx:
+            end_attempt_in_failure(tx, held(tx, lease), FailureCode.PREEMPTED, "the worker gave the job back")
+
+    def _publish(
+        self, lease: Lease, to: JobState, result: Document | None, artifacts: Sequence[NewArtifact]
+    ) -> tuple[str, ...]:
+        with self._fenced() as tx:
+            row = lock(tx, lease.job_id)
+            if row is not None and row.attempt == lease.attempt and row.state == to:
+                return ()  # the same call again, after an answer that got lost: only this attempt can have done it
+            return leasing.publish(tx, held(tx, lease), to, result, artifacts, self._retention_s)
+
+    @contextmanager
+    def _fenced(self) -> Iterator[Transaction]:
+        """Open a writing transaction and count it when a stale lease is refused in it."""
+        try:
+            with self._database.writing() as tx:
+                yield tx
+        except StaleLease:
+            with self._database.writing() as tx:
+                tallies.count(tx, Total.FENCED_WRITES)
+            raise
+
+    # ---- for the pool
+
+    def worker_lost(self, worker: str) -> list[str]:
+        """End the leases of a dead worker at once, and forget it; the ids of its jobs."""
+        with self._database.writing() as tx:
+            fleet.retire(tx, worker)
+            return leasing.worker_lost(tx, worker)
+
+    def sweep(self) -> int:
+        """Take back leases that ran out and end queued jobs past their deadline; how many jobs changed."""
+        with self._database.writing() as tx:
+            return leasing.sweep(tx)
+
+    def heartbeat(
+        self, worker: str, *, state: str = "idle", slots: int = 1, busy_slots: int = 0, ttl_s: float = 60.0
+    ) -> None:
+        """Say that a worker lives; `state` is `starting | idle | busy | draining`."""
+        with self._database.writing() as tx:
+            fleet.heartbeat(tx, worker, state, slots, busy_slots, ttl_s)
+
+    def retire(self, worker: str) -> None:
+        """Forget a worker that has ended in good order."""
+        with self._database.writing() as tx:
+            fleet.retire(tx, worker)
+
+    def publish_capabilities(self, worker: str, document: Capabilities, ttl_s: float = 60.0) -> None:
+        """Say, for `ttl_s` seconds, what a worker can run."""
+        with self._database.writing() as tx:
+            fleet.publish(tx, worker, document, ttl_s)
+
+    def add_worker_seconds(self, worker: str, seconds: Mapping[str, float]) -> None:
+        """Add to the held time by use: `optimizing | loading | exporting | idle | redone`."""
+        assert seconds.keys() <= _USES, f"{worker}: uses are {sorted(_USES)}, found {sorted(seconds)}"
+        with self._database.writing() as tx:
+            for use, amount in seconds.items():
+                tallies.count(tx, Total.WORKER_SECONDS, amount, use=use)
+
+
+def _known_job(tx: Transaction, idempotency_key: str | None, body_hash: str | None) -> str | None:
+    """Find the job that an idempotency key has made."""
+    table = tables.idempotency_keys
+    row = tx.execute(sa.select(table).where(table.c.key == idempotency_key)).one_or_none()
+    if row is None:
+        return None
+    if row.body_hash != body_hash:
+        raise IdempotencyKeyReused(
+            f"this Idempotency-Key was used for {row.job_id} with another body; use a new key for a new job"
+        )
+    return str(row.job_id)
+
+
+def _insert_job(
+    tx: Transaction, spec: JobSpec, warnings: Sequence[Mapping[str, str]], max_queued: int | None
+) -> str:
+    jobs = tables.jobs
+    if max_queued is not None:
+        waiting = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state == JobState.QUEUED.value)
+        queued = tx.execute(waiting).scalar_one()
+        if queued >= max_queued:
+            raise QueueFull(queued, max_queued)
+    job_id = f"job_{ULID.from_timestamp(tx.now)}"
+    tx.execute(
+        sa.insert(jobs).values(
+            id=job_id,
+            state=JobState.QUEUED.value,
+            spec=spec.model_dump(mode="json"),
+            method=spec.method.name,
+            priority=_PRIORITIES[spec.priority],
+            created_at=tx.now,
+            not_before=tx.now,
+            deadline_at=tx.now + spec.limits.deadline_s,
+            max_attempts=spec.limits.max_attempts,
+            steps_total=spec.steps,
+            warnings=[dict(warning) for warning in warnings],
+        )
+    )
+    events.append(tx, job_id, EventType.QUEUED, {})
+    for warning in warnings:
+        events.append(tx, job_id, EventType.WARNING, dict(warning))
+    tallies.count(tx, Total.JOBS_SUBMITTED)
+    return job_id

@@ -1,0 +1,130 @@
+"""The only places where a job's state changes: lock its row, move it along `TRANSITIONS`, end it.
+
+Whatever a change of state entails (event, counters, the end of the lease) is written with it.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from service.jobs import events, tables, tallies
+from service.jobs.events import EventType
+from service.jobs.states import TRANSITIONS, FailureCode, JobState, Outcome, outcome_of
+from service.jobs.tallies import Histogram, Total
+
+if TYPE_CHECKING:
+    from service.jobs.database import Transaction
+    from service.jobs.documents import Row
+
+__all__ = ["end_attempt", "end_attempt_in_failure", "end_job", "lock", "move", "update"]
+
+_BACKOFF_S = 1.0
+_MAX_BACKOFF_S = 60.0
+_MAX_DETAIL = 2_000
+_NO_LEASE: dict[str, Any] = {"worker": None, "lease_until": None}
+
+_END_EVENTS = {
+    JobState.SUCCEEDED: EventType.SUCCEEDED,
+    JobState.FAILED: EventType.FAILED,
+    JobState.CANCELED: EventType.CANCELED,
+}
+
+
+def lock(tx: Transaction, job_id: str) -> Row | None:
+    """Read a job's row and keep others from changing it until this transaction ends."""
+    return tx.execute(
+        sa.select(tables.jobs).where(tables.jobs.c.id == job_id).with_for_update()
+    ).one_or_none()
+
+
+def update(tx: Transaction, row: Row, **values: Any) -> None:
+    """Write columns of a locked job other than its state."""
+    assert "state" not in values, "a state changes by move()"
+    tx.execute(sa.update(tables.jobs).where(tables.jobs.c.id == row.id).values(**values))
+
+
+def move(tx: Transaction, row: Row, to: JobState, **values: Any) -> None:
+    """Change the state of a locked job, and other columns with it."""
+    assert to in TRANSITIONS[JobState(row.state)], f"{row.id}: no way from {row.state} to {to}"
+    tx.execute(sa.update(tables.jobs).where(tables.jobs.c.id == row.id).values(state=to.value, **values))
+
+
+def end_job(
+    tx: Transaction,
+    row: Row,
+    to: JobState,
+    *,
+    result: dict[str, Any] | None = None,
+    error: tuple[FailureCode, str] | None = None,
+) -> tuple[str, ...]:
+    """Bring a locked job to a final state; returns the keys of its checkpoints, which nobody needs any more."""
+    document = None
+    if error is not None:
+        code, detail = error
+        document = {"code": code.value, "detail": _printable(detail), "retryable": code.retryable}
+        if code in (FailureCode.EMPTY_MESH, FailureCode.INVALID_GLB):
+            tallies.count(tx, Total.INVALID_MESHES)
+    move(tx, row, to, ended_at=tx.now, result=result, error=document, **_NO_LEASE)
+    events.append(tx, row.id, _END_EVENTS[to], {"error": document} if document else {})
+    outcome = to.value if error is None else error[0].value
+    tallies.count(tx, Total.JOBS_FINISHED, method=row.method, outcome=outcome)
+    if row.started_at is not None:
+        tallies.observe(tx, Histogram.RUN_TIME, tx.now - row.started_at, method=row.method)
+    keys = tx.execute(
+        sa.delete(tables.checkpoints)
+        .where(tables.checkpoints.c.job_id == row.id)
+        .returning(tables.checkpoints.c.key)
+    )
+    return tuple(keys.scalars())
+
+
+def end_attempt(tx: Transaction, row: Row, outcome: Outcome) -> None:
+    """Close the running attempt of a locked job."""
+    columns = tables.attempts.c
+    tx.execute(
+        sa.update(tables.attempts)
+        .where(columns.job_id == row.id, columns.number == row.attempt)
+        .values(ended_at=tx.now, outcome=outcome.value)
+    )
+    if row.stage is not None:
+        tallies.observe(tx, Histogram.STAGE_TIME, tx.now - row.stage_since, stage=row.stage)
+
+
+def end_attempt_in_failure(tx: Transaction, row: Row, code: FailureCode, detail: str) -> tuple[str, ...]:
+    """End the attempt of a locked, active job, and decide what becomes of the job.
+
+    Canceled when that was wished; queued again when another attempt may help; failed otherwise. Returns the
+    keys of checkpoints that nobody needs any more.
+    """
+    end_attempt(tx, row, outcome_of(code))
+    tallies.count(tx, Total.ATTEMPTS_FAILED, code=code.value)
+    failures = row.failures + (code is not FailureCode.PREEMPTED)
+    update(tx, row, failures=failures)
+    lost = {"number": row.attempt, "worker": row.worker, "code": code.value, "detail": _printable(detail)}
+    if row.cancel_requested:
+        events.append(tx, row.id, EventType.ATTEMPT_LOST, lost)
+        return end_job(tx, row, JobState.CANCELED)
+    if code.retryable and failures < row.max_attempts:
+        pause_s = 0.0 if code is FailureCode.PREEMPTED else _backoff_s(failures)
+        move(tx, row, JobState.QUEUED, not_before=tx.now + pause_s, **_NO_LEASE)
+        events.append(tx, row.id, EventType.ATTEMPT_LOST, {**lost, "retry_in_s": round(pause_s, 1)})
+        return ()
+    if code is FailureCode.WORKER_LOST:
+        code = FailureCode.POISON_JOB
+        detail = f"{failures} attempts failed, the last one by losing its worker: {detail}"
+    return end_job(tx, row, JobState.FAILED, error=(code, detail))
+
+
+def _backoff_s(failures: int) -> float:
+    """Wait 1, 2, 4 … 60 s, less up to half by chance, so that many jobs do not come back in step."""
+    longest_s = min(_MAX_BACKOFF_S, _BACKOFF_S * 2.0 ** min(failures - 1, 10))
+    return longest_s * random.uniform(0.5, 1.0)  # noqa: S311 - guards nothing
+
+
+def _printable(detail: str) -> str:
+    """Bound an error's text and make sure that any database and any answer can carry it."""
+    text = detail.replace("\0", "�").encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _MAX_DETAIL else text[: _MAX_DETAIL - 1] + "…"

@@ -1,0 +1,65 @@
+"""What the operator sets: the only reader of the environment (`DREAMSERVE_…`).
+
+No setting may be called PORT or SERVICE_…: Kubernetes injects `DREAMSERVE_PORT` and the like into every
+pod beside a Service named `dreamserve`. S3 endpoint, region and credentials are boto3's `AWS_*`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["Settings"]
+
+
+class Settings(BaseSettings):
+    """All settings with their defaults, which are those of the embedded service."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DREAMSERVE_", frozen=True, extra="ignore", allow_inf_nan=False
+    )
+
+    data_dir: Path = Field(Path("~/.local/share/dreamserve"), description="Folder of everything local.")
+    database_url: str = Field("", description="SQLAlchemy URL; default: SQLite in the data folder.")
+    objects_url: str = Field(
+        "", description="file:///folder or s3://bucket/prefix; default: in the data folder."
+    )
+    s3_public_endpoint: str | None = Field(
+        None,
+        description="Endpoint that clients reach, for presigned URLs; default: the same as the service's.",
+    )
+    presign_s: int = Field(300, ge=1, le=900, description="Life of a presigned download URL, seconds.")
+    auth: Literal["on", "off"] | None = Field(None, description="Default: on unless bound to loopback.")
+
+    workers: int = Field(1, ge=0, le=1_000, description="Worker actors to start.")
+    slots_per_worker: int = Field(2, ge=1, le=64, description="Scenes that a worker optimizes together.")
+    torch_threads: int | None = Field(
+        None, ge=1, description="CPU threads of a worker; default: torch's own choice."
+    )
+    reward_placement: Literal["local", "actor"] = Field(
+        "actor", description="Rewards inside each worker, or in shared actors that batch over workers."
+    )
+
+    lease_s: float = Field(60, gt=0, description="Seconds a job stays a silent worker's.")
+    report_interval_s: float = Field(
+        1, gt=0, description="Seconds between a worker's reports; 5 on a cluster."
+    )
+    checkpoint_interval_s: float = Field(5, gt=0, description="Seconds between checkpoints; 60 on a cluster.")
+
+    default_deadline_s: float = Field(3_600, gt=0, le=604_800, description="limits.deadline_s when left out.")
+    default_max_attempts: int = Field(3, ge=1, le=20, description="limits.max_attempts when left out.")
+    max_queued: int = Field(10_000, ge=1, description="Queued jobs beyond which submissions get a 429.")
+    retention_days: float = Field(30, gt=0, description="Days that artifacts are kept.")
+
+    @model_validator(mode="after")
+    def _fill_places(self) -> Self:
+        folder = self.data_dir.expanduser().absolute()
+        object.__setattr__(self, "data_dir", folder)
+        if not self.database_url:
+            object.__setattr__(self, "database_url", f"sqlite:///{folder / 'jobs.sqlite3'}")
+        if not self.objects_url:
+            object.__setattr__(self, "objects_url", (folder / "objects").as_uri())
+        return self

@@ -1,0 +1,140 @@
+"""What operators and programs look at: probes, metrics, documentation, capabilities, and a store that is down."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import make_url
+
+from service.jobs.capabilities import Capabilities, PartFacts, RewardFacts
+
+if TYPE_CHECKING:
+    import httpx
+    from fastapi import FastAPI
+
+    from service.jobs.store import JobStore
+    from service.settings import Settings
+
+JOB = "/v1/jobs/job_01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+@pytest.fixture
+def _database_down(store: JobStore, settings: Settings) -> None:
+    """Break the open connections and put a folder where the database was."""
+    file = Path(make_url(settings.database_url).database or "")
+    store.close()
+    for part in file.parent.glob(f"{file.name}*"):
+        part.unlink()
+    file.mkdir()
+
+
+def test_a_service_with_its_stores_is_ready(http: httpx.Client) -> None:
+    assert http.get("/healthz").json() == {"service": "dreamserve", "status": "ok"}
+    assert http.get("/readyz").json() == {"service": "dreamserve", "status": "ready"}
+
+
+@pytest.mark.usefixtures("_database_down")
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/jobs"),
+        ("GET", JOB),
+        ("GET", f"{JOB}/events"),
+        ("GET", f"{JOB}/artifacts"),
+        ("POST", f"{JOB}/cancel"),
+        ("GET", "/v1/artifacts/art_01ARZ3NDEKTSV4RRFFQ69G5FAV"),
+        ("GET", "/v1/methods"),
+        ("GET", "/metrics"),
+        ("GET", "/readyz"),
+    ],
+)
+def test_a_database_that_is_down_is_a_503_and_no_guess(http: httpx.Client, method: str, path: str) -> None:
+    answer = http.request(method, path)
+    assert answer.status_code == 503
+    problem = answer.json()
+    assert problem["code"] == "store-unavailable"
+    assert problem["retryable"] is True
+    assert problem["errors"] == [{"pointer": "/dependencies/database", "detail": "unavailable"}]
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+@pytest.mark.usefixtures("_database_down")
+def test_submitting_to_a_database_that_is_down_is_a_503(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        answer = http.post("/generate", json={"prompt": "a red cube"})
+    assert answer.status_code == 503
+    assert answer.json()["request_id"] in caplog.text
+    assert http.get("/healthz").status_code == 200
+
+
+def test_readiness_names_an_object_store_that_is_down(http: httpx.Client, settings: Settings) -> None:
+    folder = Path(settings.objects_url.removeprefix("file://"))
+    folder.rename(folder.with_name("moved"))
+    folder.write_text("a file where the folder was")
+    answer = http.get("/readyz")
+    assert answer.status_code == 503
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/dependencies/objects"]
+    assert "object store" in answer.json()["detail"]
+
+
+def test_metrics_are_text_that_prometheus_reads(http: httpx.Client) -> None:
+    http.post("/generate", json={"prompt": "a red cube"})
+    answer = http.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    assert "dreamserve_jobs_submitted_total 1.0" in answer.text
+
+
+def test_methods_tell_defaults_ranges_and_license(http: httpx.Client) -> None:
+    methods = {item["name"]: item for item in http.get("/v1/methods").json()["items"]}
+    assert {"sds", "dreamfl", "dreamdpo"} <= set(methods)
+    dreamdpo = methods["dreamdpo"]
+    assert dreamdpo["defaults"]["tau"] >= 0
+    assert dreamdpo["parameters"]["properties"]["tau"]["minimum"] == 0
+    assert dreamdpo["license"]
+    assert dreamdpo["priors"][0]["name"] == "embedded"
+
+
+def test_capabilities_are_those_that_live_workers_published(http: httpx.Client, store: JobStore) -> None:
+    reward = RewardFacts(license="MIT", weights="sha256:abc", differentiable=True, score_range=(-1.0, 1.0))
+    store.publish_capabilities(
+        "worker",
+        Capabilities(
+            methods={"sds": PartFacts(about="baseline")},
+            priors={"embedded": PartFacts(weights="sha256:def")},
+            rewards={"embedded-multiview": reward},
+        ),
+    )
+    (method,) = http.get("/v1/methods").json()["items"]
+    assert (method["name"], method["about"]) == ("sds", "baseline")
+    assert method["priors"][0]["weights"] == "sha256:def"
+    (item,) = http.get("/v1/rewards").json()["items"]
+    assert (item["name"], item["license"], item["weights"]) == ("embedded-multiview", "MIT", "sha256:abc")
+    assert item["score_range"] == [-1.0, 1.0]
+
+
+def test_the_documentation_describes_requests_and_refusals(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    assert {"JobRequest", "ProblemDocument", "DreamDpoMethod"} <= set(schemas)
+    generate = document["paths"]["/generate"]["post"]
+    body = generate["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/JobRequest"}
+    assert {"202", "400", "413", "415", "422", "429", "503"} <= set(generate["responses"])
+    problem = generate["responses"]["422"]["content"]["application/problem+json"]["schema"]
+    assert problem == {"$ref": "#/components/schemas/ProblemDocument"}
+    assert http.get("/docs").status_code == 200
+
+
+def test_a_defect_of_ours_keeps_the_shape_and_hides_its_cause(http: httpx.Client, api: FastAPI) -> None:
+    del api.state.settings
+    answer = http.post("/generate", json={"prompt": "a red cube"})
+    assert answer.status_code == 500
+    assert answer.json()["code"] == "internal"
+    assert answer.json()["request_id"] == answer.headers["Request-Id"]
+    assert "settings" not in answer.text

@@ -1,0 +1,125 @@
+"""A whole small service without HTTP and Ray: SQLite, local objects, an analytic prior, a tiny real reward."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from reward_models.contracts import RewardCard
+from service.jobs.admission import admit
+from service.jobs.capabilities import PartFacts
+from service.jobs.objects import open_object_store
+from service.jobs.store import JobStore
+from service.settings import Settings
+from tests.unit.workers.small_scenes import TinyReward, ball_prior
+from workers.cameras import CameraRig
+from workers.fields.voxel import VoxelField
+from workers.networks import LoadedPrior, LoadedReward, Networks
+from workers.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from service.jobs.objects import ObjectStore
+
+__all__ = ["Service", "small_networks"]
+
+CARD = RewardCard(
+    name="embedded-multiview",
+    value_range=None,
+    scale="a convolution's mean answer",
+    views=4,
+    uses_prompt=False,
+    differentiable=True,
+    license="Apache-2.0",
+    weights_sha256="0" * 64,
+)
+
+
+def small_networks() -> Networks:
+    """Networks whose scenes step in milliseconds."""
+
+    def sample(prompt: str, generator: torch.Generator) -> torch.Tensor:
+        return torch.rand(4, 3, 16, 16, generator=generator)
+
+    prior = LoadedPrior(
+        prior=ball_prior(),
+        facts=PartFacts(weights="sha256:" + "1" * 64),
+        rig=CameraRig(),
+        make_field=lambda device: VoxelField(coarse=12, fine=20, device=device),
+        shading=None,
+        is_truncated=lambda prompt: len(prompt.split()) > 5,
+        sample=sample,
+    )
+    return Networks({"embedded": prior}, {CARD.name: LoadedReward(TinyReward(), CARD)})
+
+
+class Service:
+    """The stores of one folder, and workers on them."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        defaults: dict[str, Any] = {"report_interval_s": 0.05, "checkpoint_interval_s": 0.1, "torch_threads": 1}
+        self.settings = Settings(data_dir=folder, **(defaults | settings))
+        self.store = JobStore(self.settings.database_url)
+        self.objects = open_object_store(self.settings.objects_url)
+
+    def submit(self, prompt: str = "red", **fields: Any) -> str:
+        """Queue a job as a client would; its id."""
+        small = {"seed": 7, "method": "sds", "mesh": {"target_faces": 500, "texture_px": 64}, "steps": 30}
+        admitted = admit({"prompt": prompt} | small | fields, self.store.capabilities(), self.settings)
+        document, _ = self.store.submit(admitted.spec)
+        return str(document["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """A job's document."""
+        document = self.store.get(job_id)
+        assert document is not None
+        return document
+
+    def worker(
+        self,
+        name: str = "w",
+        *,
+        store: JobStore | None = None,
+        objects: ObjectStore | None = None,
+        load: Callable[[], Networks] = small_networks,
+    ) -> Worker:
+        """A worker of this service."""
+        return Worker(name, store or self.store, objects or self.objects, load, self.settings)
+
+    def run_until(self, done: Callable[[], bool], *workers: Worker, timeout_s: float = 60.0) -> None:
+        """Let workers live until `done`, then drain them; raises what ended one of them."""
+        errors: list[BaseException] = []
+
+        def live(worker: Worker) -> None:
+            try:
+                worker.run()
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=live, args=[worker]) for worker in workers]
+        for thread in threads:
+            thread.start()
+        pause = threading.Event()
+        for _ in range(int(timeout_s / 0.02)):
+            if errors or done():
+                break
+            pause.wait(0.02)
+        else:
+            errors.append(TimeoutError(f"not done within {timeout_s} s"))
+        for worker in workers:
+            worker.drain()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+
+    def finish(self, *job_ids: str, workers: tuple[Worker, ...] = ()) -> list[dict[str, Any]]:
+        """Run until these jobs have ended; their documents."""
+        final = ("succeeded", "failed", "canceled")
+        living = workers or (self.worker(),)
+        self.run_until(lambda: all(self.job(one)["status"] in final for one in job_ids), *living)
+        return [self.job(one) for one in job_ids]

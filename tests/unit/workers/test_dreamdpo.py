@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from service.jobs.spec import DreamDpoMethod, SdsMethod
+from tests.unit.workers.small_scenes import TinyReward, answer_at_once, ball_prior, flat_views, make_scene
+from workers.contracts import Schedule, Scores, asked
+from workers.diffusion import add_noise, draw_noise, x0_from_noise
+from workers.engine import Engine
+from workers.methods import make_method
+from workers.methods.dreamdpo import Preference, prefer, preferred_target
+from workers.methods.sds import draw_times, guided_x0, per_element, reconstruction_loss
+from workers.render import render
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.contracts import Method
+
+PRIOR = ball_prior()
+
+
+class Fixed:
+    """A judge with a fixed opinion: the first candidate gets `a`, the second `b`."""
+
+    name = "fixed"
+
+    def __init__(self, a: list[float], b: list[float]) -> None:
+        self.opinion = torch.tensor([a, b])
+        self.images: Tensor | None = None
+
+    @asked("score")
+    def score(self, images: Tensor, prompts: list[str], wants_gradient: Tensor) -> Scores:
+        self.images = images
+        return Scores(self.opinion, torch.zeros_like(images))
+
+
+def column(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
+
+
+def test_the_target_is_pushed_from_the_loser_beyond_the_winner() -> None:
+    target = preferred_target(
+        column(1, 1), column(3, 3), prefer(*torch.tensor([[5.0], [4.0]])), tau=0.5, push=2.0
+    )
+    assert target.flatten().tolist() == [-3.0, -3.0]
+
+
+def test_each_view_has_its_own_winner_when_the_judge_answers_per_view() -> None:
+    preference = prefer(torch.tensor([1.0, 0.0, 0.5]), torch.tensor([0.0, 1.0, 0.5]))
+    assert preference.a_wins.tolist() == [True, False, True]
+    target = preferred_target(column(1, 1, 1), column(3, 3, 3), preference, tau=0.5, push=2.0)
+    assert target.flatten().tolist() == [-3.0, 7.0, 1.0]
+
+
+def test_a_tie_prefers_a_and_a_gap_of_exactly_tau_pushes() -> None:
+    tie = prefer(torch.tensor([2.0]), torch.tensor([2.0]))
+    assert tie.a_wins.item()
+    assert preferred_target(column(1), column(3), tie, tau=0.0, push=1.0).item() == -1.0
+    at_tau = Preference(torch.tensor([True]), torch.tensor([0.25]))
+    assert preferred_target(column(1), column(3), at_tau, tau=0.25, push=1.0).item() == -1.0
+
+
+def test_the_gradient_is_the_papers_times_the_push_anchored_by_sds_on_the_winner() -> None:
+    schedule, t = Schedule(torch.tensor([0.64])), torch.tensor([0])
+    generator = torch.Generator().manual_seed(0)
+    latents, noise_w, noise_l, pred_w, pred_l = torch.randn(5, 1, 2, 4, 3, 3, generator=generator).double()
+    latents.requires_grad_()
+    winner, loser = (
+        x0_from_noise(add_noise(latents.detach(), noise, t, schedule), pred, t, schedule)
+        for noise, pred in ((noise_w, pred_w), (noise_l, pred_l))
+    )
+    preference = prefer(torch.tensor([1.0]), torch.tensor([0.0]))
+    target = preferred_target(winner[0], loser[0], preference, tau=0.1, push=2.0)
+    reconstruction_loss(latents, target[None]).backward()
+    paper = (pred_w - noise_w) - (pred_l - noise_l)
+    torch.testing.assert_close(latents.grad, (0.6 / 0.8) * ((pred_w - noise_w) + 2.0 * paper) / 2)
+
+
+def pictures() -> Tensor:
+    noise = torch.randn(1, 4, *PRIOR.latent_shape, generator=torch.Generator().manual_seed(5))
+    return (0.3 * noise).clamp(-1, 1).requires_grad_()
+
+
+def gradient_of_dreamdpo(judge: Fixed, **knobs: Any) -> Tensor:
+    latents = pictures()
+    method = make_method(DreamDpoMethod(**knobs), judge)
+    loss = answer_at_once(method(make_scene(PRIOR, method), flat_views(latents, PRIOR), PRIOR))
+    return torch.autograd.grad(loss, latents)[0]
+
+
+def gradients_of_sds() -> list[Tensor]:
+    """SDS on given pictures with the first and with the second noise that DreamDPO draws in their place."""
+    knobs = SdsMethod()
+    scene = make_scene(PRIOR, make_method(knobs, None))
+    t = draw_times(scene, PRIOR, knobs, 1)
+
+    async def with_noise(latents: Tensor, noise: Tensor) -> Tensor:
+        noisy = add_noise(latents.detach(), noise, t, PRIOR.schedule)
+        x0 = await guided_x0(scene, PRIOR, knobs, noisy, t, flat_views(latents, PRIOR).cameras)
+        return per_element(reconstruction_loss(latents, x0), latents)
+
+    gradients = []
+    for _ in range(2):
+        latents = pictures()
+        loss = answer_at_once(with_noise(latents, draw_noise(latents, scene.generator)))
+        gradients += torch.autograd.grad(loss, latents)
+    return gradients
+
+
+@pytest.mark.parametrize("opinion", [([1.0], [0.9]), ([0.9], [1.0])], ids=["first wins", "second wins"])
+def test_below_tau_it_is_sds_on_the_winner(opinion: tuple[list[float], list[float]]) -> None:
+    winner = int(opinion[1] > opinion[0])
+    below = gradient_of_dreamdpo(Fixed(*opinion), tau=0.2)
+    torch.testing.assert_close(below, gradients_of_sds()[winner], atol=1e-9, rtol=1e-5)
+    beyond = gradient_of_dreamdpo(Fixed(*opinion), tau=0.05)
+    assert not torch.allclose(beyond, below, rtol=0.01)
+
+
+def test_below_tau_with_the_first_as_winner_it_is_the_sds_method() -> None:
+    latents = pictures()
+    method = make_method(SdsMethod(), None)
+    loss = answer_at_once(method(make_scene(PRIOR, method), flat_views(latents, PRIOR), PRIOR))
+    (gradient,) = torch.autograd.grad(loss, latents)
+    below = gradient_of_dreamdpo(Fixed([1.0], [1.0]), tau=0.2)
+    torch.testing.assert_close(below, gradient, atol=1e-9, rtol=1e-5)
+
+
+def test_without_push_tau_does_not_matter() -> None:
+    judge = Fixed([1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0])
+    gradients = [gradient_of_dreamdpo(judge, tau=tau, push=0.0) for tau in (0.0, 9.0)]
+    assert torch.equal(*gradients)
+
+
+def test_a_judge_per_view_mixes_the_winners_of_both_noises() -> None:
+    first, second = gradients_of_sds()
+    mixed = gradient_of_dreamdpo(Fixed([1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]), push=0.0)
+    expected = torch.stack([first[:, 0], second[:, 1], first[:, 2], second[:, 3]], 1)
+    torch.testing.assert_close(mixed, expected, atol=1e-9, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pair", ["noise", "timestep"])
+def test_a_pair_differs_in_its_noise_or_in_its_time(pair: Any) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    prior = ball_prior()
+    prior.denoiser.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[:2]))
+    knobs = DreamDpoMethod(pair=pair)
+    judge = Fixed([1.0], [0.0])
+    scene = make_scene(prior, make_method(knobs, judge))
+    answer_at_once(scene.loss())
+    ((noisy, alpha),) = seen
+    assert noisy.shape[0] == 4
+    assert torch.equal(noisy[:2], noisy[2:])
+    assert not torch.equal(noisy[0], noisy[1])
+    assert (alpha[0].item() == alpha[1].item()) == (pair == "noise")
+    assert judge.images is not None
+    assert judge.images.shape == (2, 4, 3, prior.image_px, prior.image_px)
+
+
+def test_it_prefers_what_its_judge_prefers() -> None:
+    """A judge that wants blue turns an undecided prior's object bluer than SDS does."""
+
+    class WantsBlue(TinyReward):
+        def values(self, images: Tensor) -> Tensor:
+            return (images[:, :, 2] - images[:, :, 0]).mean((1, 2, 3))[:, None]
+
+    prior = ball_prior(spread=0.5)
+
+    def blueness(method: Method) -> float:
+        scene = make_scene(prior, method, prompt="", steps_total=60)
+        engine = Engine()
+        engine.admit(scene)
+        while not scene.finished:
+            engine.step()
+        views = render(scene.field, scene.rig.draw(torch.Generator()), 8, 24)
+        return (views.rgb[:, :, 2] - views.rgb[:, :, 0]).mean().item()
+
+    sds = blueness(make_method(SdsMethod(), None))
+    dreamdpo = blueness(make_method(DreamDpoMethod(tau=0.0), WantsBlue()))
+    assert dreamdpo > sds + 0.02

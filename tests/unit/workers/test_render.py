@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from workers.cameras import Cameras, camera_rays, orbit_cameras
+from workers.fields.voxel import VoxelField
+from workers.render import render
+
+
+@dataclass
+class Fog:
+    """The same density and color everywhere."""
+
+    sigma: float
+
+    def density(self, points: Tensor) -> Tensor:
+        return torch.full((len(points),), self.sigma)
+
+    def color(self, points: Tensor) -> Tensor:
+        return torch.tensor([0.2, 0.4, 0.8]).expand(len(points), 3)
+
+
+@dataclass
+class Ball:
+    """A soft ball off the center, colored by position; differentiable to `where` and `radius`."""
+
+    where: Tensor
+    radius: Tensor
+
+    def density(self, points: Tensor) -> Tensor:
+        return 8 * torch.sigmoid((self.radius - (points - self.where).norm(dim=-1)) * 12)
+
+    def color(self, points: Tensor) -> Tensor:
+        return torch.sigmoid(3 * (points - self.where))
+
+
+def front(distance: float = 3.6, azimuth_deg: float = 0.0, elevation_deg: float = 0.0) -> Cameras:
+    return orbit_cameras(torch.tensor([[azimuth_deg]]), torch.tensor([[elevation_deg]]), distance, 40.0)
+
+
+def test_fog_darkens_by_the_length_of_the_ray_in_the_box() -> None:
+    views = render(Fog(0.5), front(), image_px=1, num_samples=8)
+    covered = 1 - math.exp(-0.5 * 2)
+    assert views.opacity.item() == pytest.approx(covered)
+    torch.testing.assert_close(views.rgb.flatten(), covered * torch.tensor([0.2, 0.4, 0.8]))
+
+
+def test_depth_is_the_weighted_distance_of_the_samples() -> None:
+    views = render(Fog(0.5), front(), image_px=1, num_samples=2)
+    # Two intervals of length 1 with their middles at 3.1 and 4.1: α = 1 − e^−½, weights α and (1 − α) α.
+    alpha = 1 - math.exp(-0.5)
+    assert views.depth.item() == pytest.approx(alpha * 3.1 + (1 - alpha) * alpha * 4.1)
+
+
+def test_rays_that_miss_the_box_see_nothing() -> None:
+    views = render(Fog(0.5), front(distance=8.0), image_px=8, num_samples=4)
+    assert views.opacity[0, 0, 0, 0, 0] == 0
+    assert views.depth[0, 0, 0, 0, 0] == 0
+    assert views.opacity[0, 0, 0, 4, 4] > 0.5
+
+
+def test_shapes_have_groups_and_views() -> None:
+    cameras = orbit_cameras(torch.arange(6.0).view(2, 3) * 60, torch.tensor(10.0), 3.6, 40.0)
+    views = render(Fog(0.5), cameras, image_px=5, num_samples=3)
+    assert views.rgb.shape == (2, 3, 3, 5, 5)
+    assert views.opacity.shape == views.depth.shape == (2, 3, 1, 5, 5)
+
+
+def center_of(views_channel: Tensor) -> tuple[float, float]:
+    """Center of mass of a picture (H, W): (row, column) from −1 to 1."""
+    axis = torch.linspace(-1, 1, len(views_channel))
+    weight = views_channel / views_channel.sum()
+    return (weight.sum(1) @ axis).item(), (weight.sum(0) @ axis).item()
+
+
+@pytest.mark.parametrize(
+    ("where", "azimuth_deg", "row_sign", "column_sign"),
+    [
+        ((0.0, 0.5, 0.0), 0.0, -1, 0),
+        ((0.5, 0.0, 0.0), 0.0, 0, 1),
+        ((0.0, 0.0, 0.5), 90.0, 0, -1),
+        ((0.0, 0.0, 0.5), 270.0, 0, 1),
+    ],
+    ids=["+Y is up", "+X is right of the front", "front is left from +X", "front is right from −X"],
+)
+def test_pictures_are_oriented_as_in_gltf(
+    where: tuple[float, float, float], azimuth_deg: float, row_sign: int, column_sign: int
+) -> None:
+    ball = Ball(torch.tensor(where), torch.tensor(0.2))
+    views = render(ball, front(azimuth_deg=azimuth_deg), image_px=24, num_samples=48)
+    row, column = center_of(views.opacity[0, 0, 0])
+    assert row == pytest.approx(0.4 * row_sign, abs=0.1)
+    assert column == pytest.approx(0.4 * column_sign, abs=0.1)
+
+
+def slow_render(field: Ball, cameras: Cameras, image_px: int, num_samples: int) -> Tensor:
+    """The readable twin: ray by ray, sample by sample, premultiplied RGB (H, W, 3)."""
+    origins, directions = camera_rays(cameras, image_px, image_px)
+    picture = torch.zeros(image_px, image_px, 3)
+    for row in range(image_px):
+        for column in range(image_px):
+            origin, direction = origins[0, 0, row, column], directions[0, 0, row, column]
+            hits = sorted([((-1 - origin) / direction).tolist(), ((1 - origin) / direction).tolist()])
+            entry = max(min(a, b) for a, b in zip(*hits, strict=True))
+            leave = min(max(a, b) for a, b in zip(*hits, strict=True))
+            through = 1.0
+            for i in range(num_samples if leave > entry else 0):
+                length = (leave - entry) / num_samples
+                point = (origin + (entry + (i + 0.5) * length) * direction)[None]
+                alpha = 1 - math.exp(-field.density(point).item() * length)
+                picture[row, column] += through * alpha * field.color(point)[0]
+                through *= 1 - alpha
+    return picture
+
+
+def test_the_render_equals_its_slow_readable_twin() -> None:
+    ball = Ball(torch.tensor([0.2, -0.1, 0.3]), torch.tensor(0.5))
+    cameras = front(azimuth_deg=33.0, elevation_deg=20.0)
+    views = render(ball, cameras, image_px=8, num_samples=16)
+    twin = slow_render(ball, cameras, 8, 16)
+    torch.testing.assert_close(views.rgb[0, 0].movedim(0, -1), twin, atol=2e-4, rtol=0)
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    cameras = Cameras(*(x.double() for x in front(azimuth_deg=33.0, elevation_deg=20.0)))
+    where = torch.tensor([0.2, -0.1, 0.3], dtype=torch.float64, requires_grad=True)
+    radius = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+    def pictures(where: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        views = render(Ball(where, radius), cameras, image_px=3, num_samples=12)
+        return views.rgb, views.opacity, views.depth
+
+    # The color of samples too faint to be seen is left out: up to 1e-5 a sample.
+    assert torch.autograd.gradcheck(pictures, (where, radius), atol=2e-3)
+
+
+def test_shifted_samples_estimate_the_density_along_a_ray_without_bias() -> None:
+    ball = Ball(torch.zeros(3), torch.tensor(0.5))
+    generator = torch.Generator().manual_seed(0)
+
+    def optical_depth(num_samples: int, generator: torch.Generator | None) -> Tensor:
+        return -torch.log1p(-render(ball, front(), 4, num_samples, generator).opacity)
+
+    few = torch.stack([optical_depth(3, generator) for _ in range(800)])
+    exact = optical_depth(400, None)
+    standard_error = few.std(0) / 800**0.5
+    assert (few.std(0) > 0.02 * exact).any()
+    assert ((few.mean(0) - exact).abs() < 4 * standard_error + 1e-4).all()
+
+
+def test_the_generator_decides_the_picture() -> None:
+    ball = Ball(torch.zeros(3), torch.tensor(0.5))
+    one, same, other = (
+        render(ball, front(), 6, 6, torch.Generator().manual_seed(seed)).rgb for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def carved_field(resolution: int = 24) -> VoxelField:
+    """A hard ball in thin air, off the center."""
+    field = VoxelField(resolution, resolution)
+    axis = torch.linspace(-1, 1, resolution)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    distance = torch.stack([x - 0.2, y + 0.1, z]).norm(dim=0)
+    with torch.no_grad():
+        field.raw_density[0, 0] = ((0.45 - distance) * 40).clamp(-14, 6)
+        field.raw_color.copy_(torch.randn(field.raw_color.shape, generator=torch.Generator().manual_seed(0)))
+    field.prepare(0, 10)
+    return field
+
+
+def test_skipping_empty_space_gives_the_same_picture_and_gradient() -> None:
+    field = carved_field()
+    cameras = orbit_cameras(torch.arange(4.0)[None] * 90 + 20, torch.tensor(15.0), 3.6, 40.0)
+    assert field.occupancy.float().mean() < 0.4
+    pictures, gradients = [], []
+    for occupied in (None, field.occupied):
+        field.zero_grad()
+        views = render(field, cameras, 24, 48, occupied=occupied)
+        (views.rgb.sum() + views.opacity.square().sum()).backward()
+        pictures.append(torch.cat([views.rgb, views.opacity], 2).detach())
+        assert field.raw_density.grad is not None
+        gradients.append(field.raw_density.grad.clone())
+    torch.testing.assert_close(pictures[0], pictures[1], atol=1 / 255 / 4, rtol=0)
+    torch.testing.assert_close(
+        gradients[0], gradients[1], atol=2e-3 * gradients[0].abs().max().item(), rtol=0
+    )

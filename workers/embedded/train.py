@@ -1,0 +1,58 @@
+"""Train the embedded models from nothing: `python -m workers.embedded.train --help`, or `make train-embedded`.
+
+Every stage checkpoints itself in the work folder and resumes by itself: "pictures" (ray-cast once), "text" (the
+text encoder, on captions made on the fly), "prior" (slot encoder and U-Net), "reward"; "export" writes the fp16
+files that the project ships. Needs torch, numpy and safetensors only; `--device cuda` trains on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from workers.embedded.dataset import render_pictures
+from workers.embedded.export import export_weights
+from workers.embedded.train_prior import train_prior, train_text
+from workers.embedded.train_rewards import train_reward
+
+__all__ = ["main"]
+
+PICTURE_SEEDS = (10, 11, 12, 20, 21, 22)
+"""Each seed draws 10,000 geometries."""
+STAGES = ("pictures", "text", "prior", "reward", "export")
+
+
+def main() -> None:
+    """Run the stages that are asked for, in order."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stages", nargs="*", default=STAGES, help=f"of {', '.join(STAGES)}; default: all")
+    parser.add_argument("--folder", type=Path, default=Path("build/embedded"), help="work folder")
+    parser.add_argument(
+        "--weights", type=Path, default=Path(__file__).parent / "weights", help="where export writes"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--prior-steps", type=int, default=6000, help="of 32 pictures each")
+    parser.add_argument("--reward-steps", type=int, default=6000, help="of 32 pictures each")
+    arguments = parser.parse_args()
+    for stage in arguments.stages:
+        match stage:
+            case "pictures":
+                for seed in PICTURE_SEEDS:
+                    if not (arguments.folder / f"pictures-{seed}.npz").exists():
+                        render_pictures(arguments.folder, 10_000, seed)
+            case "text":
+                train_text(arguments.folder)
+            case "prior":
+                train_prior(arguments.folder, arguments.prior_steps, device=arguments.device)
+            case "reward":
+                train_reward(arguments.folder, arguments.reward_steps, device=arguments.device)
+            case "export":
+                export_weights(arguments.folder, arguments.weights)
+            case _:
+                parser.error(f"no stage is called {stage!r}; there are {', '.join(STAGES)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""One loop for every embedded model: steps, learning rate, average of the weights, checkpoints and the curve."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["TrainingRun", "has_native_bfloat16", "moved_to"]
+
+
+@dataclass
+class TrainingRun:
+    """One stage's loop: fixed number of steps, learning rate by step, checkpoints, a log of its curve."""
+
+    name: str
+    folder: Path
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    steps: int
+    generator: torch.Generator
+    ema_decay: float = 0.0
+    checkpoint_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        self.step = 0
+        self.seconds = 0.0
+        self.curve: list[dict[str, float]] = []
+        self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self._base_rates = [
+            [group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers
+        ]
+        if self.path.exists():
+            self._load()
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.name}.pt"
+
+    def fit(self, loss: Callable[[int], tuple[Tensor, dict[str, float]]], log_every: int = 100) -> None:
+        """Take the remaining steps; `loss(step)` answers the loss and numbers for the log."""
+        saved = started = time.monotonic()
+        sums: dict[str, list[float]] = {}
+        while self.step < self.steps:
+            self._set_rates()
+            value, numbers = loss(self.step)
+            value.backward()
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            self._average()
+            for key, number in {"loss": value.item(), **numbers}.items():
+                sums.setdefault(key, []).append(number)
+            now = time.monotonic()
+            self.seconds += now - started
+            started = now
+            if self.step % log_every == 0 or self.step == self.steps:
+                means = {key: float(np.nanmean(values)) for key, values in sums.items()}
+                self.curve.append({"step": self.step, "minutes": round(self.seconds / 60, 2), **means})
+                print(self.name, json.dumps(self.curve[-1]), flush=True)
+                sums = {}
+            if now - saved > self.checkpoint_s or self.step == self.steps:
+                self.save()
+                saved = started = time.monotonic()
+
+    def learning_rate(self) -> float:
+        """Factor on every learning rate: 100 steps of warm-up, constant to 45 %, then a cosine to zero."""
+        warm = min(1.0, (self.step + 1) / 100)
+        late = max(0.0, (self.step / self.steps - 0.45) / 0.55)
+        return warm * 0.5 * (1 + float(np.cos(np.pi * late)))
+
+    def _set_rates(self) -> None:
+        for optimizer, rates in zip(self.optimizers, self._base_rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * self.learning_rate()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.ema_decay, self.step / (self.step + 10))
+        for name, value in self.model.state_dict().items():
+            self.ema[name].lerp_(value, 1 - decay)
+
+    def save(self) -> None:
+        """Write the whole state beside the last one, then replace it."""
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "curve": self.curve,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.path)
+
+    def _load(self) -> None:
+        state = torch.load(self.path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.ema = state["ema"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.generator.set_state(state["generator"].cpu())
+        self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
+
+
+def has_native_bfloat16() -> bool:
+    """Tell whether this processor multiplies bfloat16 matrices natively (elsewhere it is far slower than float32)."""
+    if platform.machine() != "x86_64":
+        return False
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def moved_to(values: Any, device: str | torch.device) -> Any:
+    """Move a (possibly nested) tuple of tensors."""
+    if isinstance(values, Tensor):
+        return values.to(device)
+    moved = [moved_to(value, device) for value in values]
+    return type(values)(*moved) if hasattr(values, "_fields") else tuple(moved)

@@ -1,0 +1,164 @@
+"""How an attempt ends: published, failed, canceled, given back; each said once, as often as it takes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from service.jobs.errors import StoreUnavailable
+from service.jobs.states import FailureCode, Stage, StaleLease
+from workers import publish
+from workers.attempt import Verdict
+from workers.failures import failure_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from service.jobs.objects import ObjectStore
+    from service.jobs.states import NewArtifact
+    from service.jobs.store import JobStore
+    from workers.attempt import Attempt
+    from workers.networks import Networks
+    from workers.publish import File
+    from workers.scene import Scene
+
+__all__ = ["Ending"]
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST_S, RETRY_MAX_S = 0.5, 10.0
+"""Pauses of a write or upload that a store did not answer; the lease or the deadline bounds how often."""
+
+
+class Ending:
+    """Brings attempts to their ends. After each, the attempt is `ended`."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        objects: ObjectStore,
+        discard: Callable[[str], None],
+        entered: Callable[[Attempt, Stage], None],
+    ) -> None:
+        """`discard` takes keys of objects that nobody needs; `entered` is told each stage."""
+        self._store = store
+        self._objects = objects
+        self._discard = discard
+        self._entered = entered
+
+    def publish_scene(self, attempt: Attempt, scene: Scene, networks: Networks) -> None:
+        """Export a finished scene and publish it; the object is durable before the row says so."""
+        spec = attempt.lease.spec
+        try:
+            self._entered(attempt, Stage.EXPORT)
+            mesh, files = publish.export_mesh(scene, spec, networks.priors[spec.prior])
+            self._entered(attempt, Stage.VERIFY)
+            origin = publish.provenance(spec, networks, alone=attempt.alone)
+            result = {
+                "candidates": [publish.scores(scene, networks, spec)],
+                "mesh": publish.verify_mesh(scene, mesh, files[0].content, networks.priors[spec.prior]),
+                "provenance": origin | {"field_sha256": publish.field_sha256(scene)},
+                "licenses": publish.licenses(spec, networks),
+            }
+            self._publish(attempt, result, files)
+        except Exception as error:
+            self.fail(attempt, error)
+
+    def publish_preview(self, attempt: Attempt, networks: Networks) -> None:
+        """Publish what the prior sees in the prompt, without optimizing anything."""
+        spec = attempt.lease.spec
+        try:
+            self._entered(attempt, Stage.PREVIEW)
+            files = [publish.preview_file(spec, networks)]
+            result = {
+                "candidates": [],
+                "mesh": None,
+                "provenance": publish.provenance(spec, networks, alone=True),
+                "licenses": publish.licenses(spec, networks),
+            }
+            self._publish(attempt, result, files)
+        except Exception as error:
+            self.fail(attempt, error)
+
+    def stop(self, attempt: Attempt) -> None:
+        """End an attempt that must not go on, saying why."""
+        lease = attempt.lease
+        match attempt.verdict(time.monotonic()):
+            case Verdict.CANCEL:
+                self._say(attempt, lambda: self._store.cancel_confirmed(lease))
+            case Verdict.DEADLINE:
+                detail = f"the job was not done {lease.spec.limits.deadline_s:g} s after its submission"
+                self._say(attempt, lambda: self._store.fail(lease, FailureCode.DEADLINE_EXCEEDED, detail))
+            case Verdict.LOST | Verdict.GO_ON:
+                log.warning("dropped attempt %d of %s: its lease is lost", lease.attempt, lease.job_id)
+                self._forget(attempt)
+
+    def fail(self, attempt: Attempt, error: Exception) -> None:
+        """End an attempt that met an exception."""
+        lease = attempt.lease
+        if isinstance(error, StaleLease):
+            self._forget(attempt)
+            return
+        code, detail = failure_of(error)
+        log.warning("attempt %d of %s failed: %s", lease.attempt, lease.job_id, code)
+        self._say(attempt, lambda: self._store.fail(lease, code, detail))
+
+    def give_back(self, attempt: Attempt) -> None:
+        """Return an unfinished job to the queue, without counting a failure."""
+
+        def release() -> tuple[str, ...]:
+            self._store.release(attempt.lease)
+            return ()
+
+        self._say(attempt, release)
+
+    def _publish(self, attempt: Attempt, result: dict[str, Any], files: list[File]) -> None:
+        lease = attempt.lease
+        if lease.spec.outputs.report:
+            files = [*files, publish.report_file(lease, result)]
+        self._entered(attempt, Stage.UPLOAD)
+        artifacts = self._upload(attempt, files)
+        if attempt.verdict(time.monotonic()) is Verdict.GO_ON:
+            self._say(attempt, lambda: self._store.finish(lease, result, artifacts))
+        else:
+            self.stop(attempt)
+
+    def _upload(self, attempt: Attempt, files: Sequence[File]) -> list[NewArtifact]:
+        """Upload, patiently: the reporter keeps the lease meanwhile."""
+        pause_s = RETRY_FIRST_S
+        while True:
+            try:
+                return publish.upload(files, attempt.lease, self._objects)
+            except StoreUnavailable as error:
+                if attempt.verdict(time.monotonic()) is not Verdict.GO_ON:
+                    raise
+                log.warning("cannot upload the result of %s yet: %s", attempt.lease.job_id, error)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_MAX_S)
+
+    def _say(self, attempt: Attempt, write: Callable[[], Sequence[str]]) -> None:
+        """Write the last word about an attempt, until the store takes it or the lease is lost."""
+        pause_s = RETRY_FIRST_S
+        while True:
+            try:
+                for key in write():
+                    self._discard(key)
+                break
+            except StaleLease as stale:
+                log.warning("%s", stale)
+                break
+            except StoreUnavailable as error:
+                if attempt.verdict(time.monotonic()) is Verdict.LOST:
+                    break
+                log.warning(
+                    "cannot end attempt %d of %s yet: %s", attempt.lease.attempt, attempt.lease.job_id, error
+                )
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_MAX_S)
+        self._forget(attempt)
+
+    def _forget(self, attempt: Attempt) -> None:
+        attempt.ended = True
+        if attempt.untold_checkpoint is not None:  # uploaded, but no row will ever name it
+            self._discard(attempt.untold_checkpoint.key)

@@ -1,0 +1,167 @@
+"""Pictures of a mesh without a GPU: a z-buffer over all triangles at once, in numpy.
+
+F faces, V views, H height, W width. Pixel centers have integer coordinates, row 0 on top, as in
+`cameras.camera_rays`, so that a raster and a render of the same cameras lie on each other pixel by pixel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.cameras import Cameras
+    from workers.mesh.surface import Mesh
+
+__all__ = ["Raster", "cover", "rasterize", "sample_texture"]
+
+PLAIN_COLOR = 0.7
+"""sRGB gray of a mesh that has no colors yet."""
+CANDIDATES_PER_PASS = 1 << 20
+"""Pairs of a triangle and a pixel of its bounding box that are tested at a time; bounds the memory (~100 MB)."""
+
+
+class Raster(NamedTuple):
+    """What cameras see of a mesh's surface, unlit; zeros beside it. The leading shape is the cameras'."""
+
+    rgb: Tensor
+    """(..., 3, H, W) sRGB base color in [0, 1]."""
+    mask: Tensor
+    """(..., 1, H, W) 1 where the mesh is, else 0."""
+    depth: Tensor
+    """(..., 1, H, W) distance along the ray."""
+    normals: Tensor
+    """(..., 3, H, W) unit normals in world space."""
+
+
+def rasterize(mesh: Mesh, cameras: Cameras, image_px: int) -> Raster:
+    """See the outer side of a mesh from every camera, image_px × image_px pixels, one sample each.
+
+    Faces that reach behind a camera are not drawn. On the CPU, whatever device the cameras are on.
+    """
+    batch = cameras.fov_y_deg.shape
+    c2w = cameras.c2w.detach().cpu().double().numpy().reshape(-1, 4, 4)
+    fov_y_deg = cameras.fov_y_deg.detach().cpu().double().numpy().reshape(-1)
+    views = [_rasterize_view(mesh, pose, fov, image_px) for pose, fov in zip(c2w, fov_y_deg, strict=True)]
+    images = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).reshape(*batch, 8, image_px, image_px)
+    return Raster(*images.split([3, 1, 1, 3], dim=-3))
+
+
+def _rasterize_view(mesh: Mesh, c2w: NDArray[np.float64], fov_y_deg: float, px: int) -> NDArray[np.float32]:
+    """One view as (H, W, 8): rgb, mask, depth, normal."""
+    in_camera = (mesh.vertices - c2w[:3, 3]) @ c2w[:3, :3]
+    ahead = -in_camera[:, 2]
+    focal_px = 0.5 * px / math.tan(math.radians(fov_y_deg) / 2)
+    with np.errstate(divide="ignore"):
+        inverse_depth = np.where(ahead > 1e-6, 1 / ahead, np.nan)
+    xy_px = in_camera[:, :2] * [focal_px, -focal_px] * inverse_depth[:, None] + (px - 1) / 2
+    corners = xy_px[mesh.faces]
+    (ax, ay), (bx, by) = (np.moveaxis(corners[:, i] - corners[:, 0], 1, 0) for i in (1, 2))
+    # Rows point down, so what is counter-clockwise from outside turns clockwise here; NaN drops out as well.
+    (front,) = np.nonzero(ax * by - ay * bx < 0)
+    face, weights = cover(corners[front], inverse_depth[mesh.faces[front]], px, px)
+    row, column = np.nonzero(face >= 0)
+    hit = front[face[row, column]]
+    weights = weights[row, column] * inverse_depth[mesh.faces[hit]]  # linear on the screen → linear in space
+    weights /= weights.sum(1, keepdims=True)
+    image = np.zeros((px, px, 8), np.float32)
+    image[row, column, :3] = _colors(mesh, hit, weights)
+    image[row, column, 3] = 1
+    image[row, column, 4] = np.linalg.norm(
+        _blend(mesh.vertices[mesh.faces[hit]], weights) - c2w[:3, 3], axis=1
+    )
+    normals = _blend(mesh.corner_normals[hit], weights)
+    image[row, column, 5:] = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    return image
+
+
+def _blend(corner_values: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    blended: NDArray[np.float64] = np.einsum("pck,pc->pk", corner_values, weights)
+    return blended
+
+
+def _colors(mesh: Mesh, face: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    if mesh.skin is None:
+        return np.full((len(face), 3), PLAIN_COLOR)
+    return sample_texture(mesh.skin.texture, _blend(mesh.skin.corner_uv[face], weights))
+
+
+def sample_texture(texture: NDArray[np.uint8], uv: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Look colors up bilinearly at (P, 2) coordinates, (0, 0) = the image's upper left corner: (P, 3) in [0, 1]."""
+    height, width, _ = texture.shape
+    row, column = uv[:, 1] * height - 0.5, uv[:, 0] * width - 0.5
+    channels = [
+        ndimage.map_coordinates(
+            texture[..., channel], [row, column], output=np.float64, order=1, mode="nearest"
+        )
+        for channel in range(3)
+    ]
+    return np.stack(channels, -1) / 255
+
+
+def cover(
+    corners_px: NDArray[np.float64], inverse_depth: NDArray[np.float64] | None, height: int, width: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Find which triangle each pixel center of an image lies in; the nearest, then the first, wins.
+
+    `corners_px` (F, 3, 2) are the corners' columns and rows, `inverse_depth` (F, 3) > 0 is linear on the
+    screen (None: all equally near). Returns the triangle's index (H, W), −1 where there is none, and the
+    pixel's barycentric weights in it (H, W, 3).
+    """
+    x, y = corners_px[..., 0], corners_px[..., 1]
+    first_x, first_y = (np.maximum(np.ceil(v.min(1)), 0).astype(np.int64) for v in (x, y))
+    last_x, last_y = (
+        np.minimum(np.floor(v.max(1)), size - 1).astype(np.int64) for v, size in ((x, width), (y, height))
+    )
+    columns = np.maximum(last_x - first_x + 1, 0)
+    candidates = columns * np.maximum(last_y - first_y + 1, 0)
+    plane = _barycentric_planes(x, y)
+    candidates[~np.isfinite(plane).all((1, 2))] = 0
+    nearest = np.full(height * width, np.iinfo(np.uint64).max)
+    for block in _blocks(candidates):
+        face = np.repeat(block, candidates[block])
+        index = np.arange(len(face)) - np.repeat(
+            np.cumsum(candidates[block]) - candidates[block], candidates[block]
+        )
+        px, py = first_x[face] + index % columns[face], first_y[face] + index // columns[face]
+        weights = [plane[face, i, 0] * px + plane[face, i, 1] * py + plane[face, i, 2] for i in range(3)]
+        inside = np.minimum(np.minimum(weights[0], weights[1]), weights[2]) >= -1e-9
+        face, pixel = face[inside], (py * width + px)[inside]
+        if inverse_depth is None:
+            bits = np.zeros(len(face), np.uint32)
+        else:
+            near = sum(weights[i][inside] * inverse_depth[face, i] for i in range(3))
+            # A positive float's bits order like the float itself.
+            bits = np.iinfo(np.uint32).max - np.asarray(near, np.float32).view(np.uint32)
+        np.minimum.at(nearest, pixel, bits.astype(np.uint64) << np.uint64(32) | face.astype(np.uint64))
+    hit = nearest != np.iinfo(np.uint64).max
+    winner = np.where(hit, nearest & np.uint64(0xFFFFFFFF), 0).astype(np.int64)
+    row, column = np.divmod(np.arange(height * width), width)
+    weights_P3 = np.zeros((height * width, 3))
+    chosen = plane[winner[hit]]
+    weights_P3[hit] = chosen[..., 0] * column[hit, None] + chosen[..., 1] * row[hit, None] + chosen[..., 2]
+    return np.where(hit, winner, -1).reshape(height, width), weights_P3.reshape(height, width, 3)
+
+
+def _barycentric_planes(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(F, 3, 3): weight i of a pixel = plane[i] · (column, row, 1); not finite for triangles without area."""
+    x1, x2 = np.roll(x, -1, 1), np.roll(x, -2, 1)
+    y1, y2 = np.roll(y, -1, 1), np.roll(y, -2, 1)
+    planes = np.stack([y1 - y2, x2 - x1, x1 * y2 - x2 * y1], -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled: NDArray[np.float64] = planes / planes[..., 2].sum(1)[:, None, None]
+    return scaled
+
+
+def _blocks(candidates: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Group the triangles that have candidates so that a group has about CANDIDATES_PER_PASS of them."""
+    (some,) = np.nonzero(candidates)
+    group = np.cumsum(candidates[some]) // CANDIDATES_PER_PASS
+    return np.split(some, np.nonzero(np.diff(group))[0] + 1) if len(some) else []

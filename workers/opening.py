@@ -1,0 +1,68 @@
+"""From a job's specification to a scene at step 0, made of the networks that the worker holds."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from workers.failures import WeightsMissing
+from workers.methods import make_method
+from workers.scene import Scene
+
+if TYPE_CHECKING:
+    from service.jobs.spec import JobSpec
+    from workers.contracts import Reward
+    from workers.networks import LoadedPrior, Networks
+
+__all__ = ["make_scene", "prior_of", "prompt_warnings"]
+
+
+def make_scene(spec: JobSpec, networks: Networks) -> Scene:
+    """Set up step 0 of a job; raises `WeightsMissing` when it needs a network that is not held."""
+    loaded = prior_of(spec, networks)
+    return Scene(
+        prompt=spec.prompt,
+        negative_prompt=spec.negative_prompt,
+        prior=loaded.prior,
+        method=make_method(spec.method, _steering_reward(spec, networks)),
+        field=loaded.make_field(networks.device),
+        rig=loaded.rig,
+        seed=spec.seed,
+        steps_total=spec.steps,
+        spec_hash=hashlib.sha256(spec.model_dump_json().encode()).hexdigest(),
+    )
+
+
+def prior_of(spec: JobSpec, networks: Networks) -> LoadedPrior:
+    """Find a job's prior; raises `WeightsMissing`."""
+    if spec.prior not in networks.priors:
+        raise _missing("prior", spec.prior, networks.priors)
+    return networks.priors[spec.prior]
+
+
+def prompt_warnings(spec: JobSpec, loaded: LoadedPrior) -> list[dict[str, str]]:
+    """Say which part of a prompt will have no effect: never in silence."""
+    warnings = []
+    if unknown := loaded.prior.unknown_words(spec.prompt):
+        detail = f"prior '{spec.prior}' has no meaning for these words: {', '.join(unknown)}"
+        warnings.append({"code": "unknown-words", "detail": detail})
+    if loaded.is_truncated(spec.prompt):
+        detail = f"the prompt is longer than what prior '{spec.prior}' reads; its end has no effect"
+        warnings.append({"code": "prompt-truncated", "detail": detail})
+    return warnings
+
+
+def _steering_reward(spec: JobSpec, networks: Networks) -> Reward | None:
+    """The reward that steers: the method's judge, else the first of the job's rewards."""
+    name = getattr(spec.method, "judge", None) or next((use.name for use in spec.rewards), None)
+    if name is None:
+        return None
+    if name not in networks.rewards:
+        raise _missing("reward", name, networks.rewards)
+    return networks.rewards[name].reward
+
+
+def _missing(kind: str, name: str, held: object) -> WeightsMissing:
+    assert isinstance(held, dict)
+    names = ", ".join(held) or "none"
+    return WeightsMissing(f"this worker holds no {kind} '{name}' (only: {names}); choose one that it holds")

@@ -1,0 +1,176 @@
+"""From an optimized scene to a published object: mesh, files, checks, scores, and where they all came from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from service.jobs.objects import artifact_key
+from service.jobs.states import NewArtifact
+from workers.cameras import orbit_cameras
+from workers.mesh import agreement, bake, extract, mesh_report, thumbnail, validate_glb, write_mesh
+from workers.render import render
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.jobs.objects import ObjectStore
+    from service.jobs.spec import JobSpec
+    from service.jobs.states import Lease
+    from workers.mesh import Mesh
+    from workers.networks import LoadedPrior, Networks
+    from workers.scene import Scene
+
+__all__ = [
+    "File",
+    "NotStored",
+    "export_mesh",
+    "field_sha256",
+    "preview_file",
+    "provenance",
+    "report_file",
+    "scores",
+    "upload",
+]
+
+CONTENT_TYPES = {
+    "glb": "model/gltf-binary",
+    "obj": "model/obj",
+    "ply": "application/octet-stream",
+    "stl": "model/stl",
+}
+LOOK_PX, LOOK_SAMPLES, LOOK_ELEVATION_DEG = 96, 64, 15.0
+"""How the field is rendered to be compared with its mesh: 8-bit differences are far below what matters here."""
+
+
+class File(NamedTuple):
+    """A finished file, not stored yet."""
+
+    kind: str
+    name: str
+    content_type: str
+    content: bytes
+
+
+class NotStored(OSError):
+    """The object store answered that all is well, but what it holds is not what was put."""
+
+
+def export_mesh(scene: Scene, spec: JobSpec, loaded: LoadedPrior) -> tuple[Mesh, list[File]]:
+    """Turn a scene's field into a textured mesh and its files, the GLB first; raises `EmptyMesh`."""
+    mesh = extract(scene.field, target_faces=spec.mesh.target_faces, device=scene.device)
+    mesh = bake(mesh, scene.field, spec.mesh.texture_px, loaded.shading, scene.device)
+    formats = dict.fromkeys(("glb", *spec.mesh.formats))  # the GLB is always among them
+    files = [File(name, f"mesh.{name}", CONTENT_TYPES[name], write_mesh(mesh, name)) for name in formats]
+    if spec.outputs.thumbnail:
+        files.append(File("thumbnail", "thumbnail.png", "image/png", thumbnail(mesh)))
+    return mesh, files
+
+
+def verify_mesh(scene: Scene, mesh: Mesh, glb: bytes, loaded: LoadedPrior) -> dict[str, Any]:
+    """Check the written GLB from its first byte to its last, and that it looks like its field; raises `InvalidGlb`."""
+    report = validate_glb(glb)
+    with torch.no_grad():
+        views = render(scene.field, _ring(loaded, scene.device), LOOK_PX, LOOK_SAMPLES)
+    return mesh_report(mesh, report, agreement(mesh, views, loaded.shading))
+
+
+def scores(scene: Scene, networks: Networks, spec: JobSpec) -> dict[str, Any]:
+    """Score the finished field by every reward at hand: one entry of a result's `candidates`."""
+    loaded = networks.priors[spec.prior]
+    with torch.no_grad():
+        views = render(scene.field, _ring(loaded, scene.device), loaded.prior.image_px, scene.num_samples)
+        images = loaded.prior.composite(views)
+    by_name = {}
+    for name, held in networks.rewards.items():
+        answer = held.reward.score(images, [spec.prompt], torch.zeros(1, dtype=torch.bool)).now()
+        by_name[name] = round(float(answer.values.mean()), 6)
+    referee = None
+    if spec.referee is not None:
+        referee = {"name": spec.referee, "score": by_name.pop(spec.referee)}
+    return {"index": 0, "scores": by_name, "referee": referee, "kept": True}
+
+
+def field_sha256(scene: Scene) -> str:
+    """Digest the field's state: equal for two runs exactly when they ended with the same bits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(scene.field.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def provenance(spec: JobSpec, networks: Networks, *, alone: bool) -> dict[str, Any]:
+    """Say where a result came from: code, weights, seed, and how far it can be made again."""
+    held = networks.priors[spec.prior]
+    weights = {"prior": held.facts.weights}
+    weights |= {
+        f"reward:{name}": f"sha256:{reward.card.weights_sha256}"
+        for name, reward in networks.rewards.items()
+        if reward.card.weights_sha256 is not None
+    }
+    threads = torch.get_num_threads()
+    rule = f"bit-equal on the same {networks.device.type} with {threads} threads for a job with a worker to itself"
+    company = "this one had" if alone else "this one shared its batches, which agrees within rounding"
+    return {
+        "code": f"dreamserve {importlib.metadata.version('dreamserve')}",
+        "torch": torch.__version__,
+        "seed": spec.seed,
+        "weights": weights,
+        "determinism": f"{rule}; {company}",
+    }
+
+
+def licenses(spec: JobSpec, networks: Networks) -> list[dict[str, str]]:
+    """List the licenses of the weights that took part."""
+    used = [{"name": spec.prior, "license": networks.priors[spec.prior].facts.license}]
+    return used + [{"name": name, "license": held.card.license} for name, held in networks.rewards.items()]
+
+
+def report_file(lease: Lease, result: dict[str, Any]) -> File:
+    """Write everything that is known about a result as JSON, for whoever gets only the files."""
+    report = {"job_id": lease.job_id, "spec": lease.spec.model_dump(mode="json"), **result}
+    return File("report", "report.json", "application/json", json.dumps(report, indent=2).encode())
+
+
+def preview_file(spec: JobSpec, networks: Networks) -> File:
+    """Let the prior draw its views of a prompt, and lay them side by side in one PNG, four times enlarged."""
+    loaded = networks.priors[spec.prior]
+    if loaded.sample is None:
+        raise ValueError(f"prior '{spec.prior}' draws no previews; choose effort 'draft' or 'full'")
+    images = loaded.sample(spec.prompt, torch.Generator().manual_seed(spec.seed))
+    pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    picture = Image.fromarray(np.concatenate(list(pixels.transpose(0, 2, 3, 1)), axis=1))
+    png = io.BytesIO()
+    picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.LANCZOS).save(png, format="PNG")
+    return File("preview", "preview.png", "image/png", png.getvalue())
+
+
+def upload(files: Sequence[File], lease: Lease, objects: ObjectStore) -> list[NewArtifact]:
+    """Put files into the object store and read each back; raises `StoreUnavailable`, `NotStored`."""
+    artifacts = []
+    for file in files:
+        key = artifact_key(lease.job_id, lease.attempt, file.name)
+        expected = hashlib.sha256(file.content).hexdigest()
+        objects.put(key, file.content, content_type=file.content_type)
+        found = hashlib.sha256(objects.get(key)).hexdigest()
+        if found != expected:
+            raise NotStored(f"the object store holds sha256 {found} under {key}, expected {expected}")
+        artifacts.append(
+            NewArtifact(file.kind, file.name, file.content_type, len(file.content), expected, key)
+        )
+    return artifacts
+
+
+def _ring(loaded: LoadedPrior, device: torch.device) -> Any:
+    """One group of four views around the object, seen a little from above."""
+    azimuth_deg = torch.arange(4, device=device)[None] * 90.0
+    elevation_deg = torch.tensor(LOOK_ELEVATION_DEG, device=device)
+    return orbit_cameras(azimuth_deg, elevation_deg, loaded.rig.distance, loaded.rig.fov_y_deg)

@@ -1,0 +1,242 @@
+"""A worker's life: claim → load or resume → engine → checkpoint → publish, for a few scenes at a time.
+
+One thread lives this life; beside it the reporter speaks to the job store and the checkpoint writer uploads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from service.jobs.errors import StoreUnavailable
+from service.jobs.states import Stage
+from workers.attempt import Attempt, Verdict
+from workers.checkpoints import CheckpointWriter, open_scene
+from workers.ending import Ending
+from workers.engine import Engine
+from workers.opening import make_scene, prior_of, prompt_warnings
+from workers.reporter import Reporter
+from workers.worker_seconds import WorkerSeconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from service.jobs.objects import ObjectStore
+    from service.jobs.store import JobStore
+    from service.settings import Settings
+    from workers.networks import Networks
+    from workers.scene import Scene
+
+__all__ = ["Worker"]
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.25
+"""Pause between two looks into the queue: what a job waits at most for an idle worker."""
+POLL_AFTER_FAILURE_S = 5.0
+FLUSH_S = 5.0
+"""How long a drain waits for the upload of a checkpoint; the one before will do otherwise."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """A scene in the engine, and the attempt that it belongs to."""
+
+    attempt: Attempt
+    scene: Scene
+    saved_at: float
+    """When its last checkpoint was begun, monotonic."""
+
+
+class Worker:
+    """Optimize jobs of one store until `drain` is called.
+
+    `load` loads the networks, in the thread that lives this life.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: JobStore,
+        objects: ObjectStore,
+        load: Callable[[], Networks],
+        settings: Settings,
+    ) -> None:
+        self.name = name
+        self._store = store
+        self._objects = objects
+        self._load = load
+        self._settings = settings
+        self._attempts: list[Attempt] = []
+        self._held: list[_Held] = []
+        self._engine = Engine()
+        self._draining = threading.Event()
+        self._look_at = 0.0
+        self._seconds = WorkerSeconds("loading")
+        self._checkpoints = CheckpointWriter(objects, saved=lambda: self._reporter.wake())
+        self._reporter = Reporter(
+            store,
+            name,
+            lambda: tuple(self._attempts),
+            self._seconds,
+            settings.report_interval_s,
+            self._checkpoints.discard,
+        )
+        self._ending = Ending(store, objects, self._checkpoints.discard, self._enter)
+
+    @property
+    def state(self) -> str:
+        """`starting | idle | busy | draining`."""
+        return self._reporter.state
+
+    def drain(self) -> None:
+        """Make `run` end soon: checkpoint what is under way and give it back. From any thread."""
+        self._draining.set()
+
+    def run(self) -> None:
+        """Live. Returns after `drain`; raises what makes this worker unfit, such as missing weights."""
+        if self._settings.torch_threads is not None:
+            torch.set_num_threads(self._settings.torch_threads)
+        self._reporter.slots = self._settings.slots_per_worker
+        self._reporter.start()
+        try:
+            self._networks = self._load()
+            self._reporter.capabilities = self._networks.capabilities()
+            while not self._draining.is_set():
+                self._fill_slots()
+                self._obey()
+                if self._held:
+                    self._step()
+                else:
+                    self._rest()
+            self._give_everything_back()
+        finally:
+            self._checkpoints.stop()
+            self._reporter.stop()
+        self._store.retire(self.name)
+
+    # ---- taking jobs
+
+    def _fill_slots(self) -> None:
+        """Claim jobs for the free slots, at most every `POLL_S`."""
+        while len(self._held) < self._settings.slots_per_worker and time.monotonic() >= self._look_at:
+            asked_at = time.monotonic()
+            try:
+                lease = self._store.claim(self.name, self._settings.lease_s)
+            except StoreUnavailable as error:
+                log.warning("cannot claim: %s", error)
+                self._look_at = asked_at + POLL_AFTER_FAILURE_S
+                return
+            if lease is None:
+                self._look_at = asked_at + POLL_S
+                return
+            attempt = Attempt(lease, claimed_at=asked_at)
+            self._attempts.append(attempt)
+            self._reporter.announce("busy")
+            self._seconds.switch("loading")
+            self._open(attempt)
+            self._drop_ended()
+
+    def _open(self, attempt: Attempt) -> None:
+        """Bring a claimed job into the engine; a preview is made at once."""
+        lease = attempt.lease
+        try:
+            attempt.untold_warnings += prompt_warnings(lease.spec, prior_of(lease.spec, self._networks))
+            if lease.spec.effort == "preview":
+                self._ending.publish_preview(attempt, self._networks)
+                return
+            scene, resumed_from_step = open_scene(
+                lambda: make_scene(lease.spec, self._networks), lease.checkpoints, self._objects
+            )
+        except Exception as error:
+            self._ending.fail(attempt, error)
+            return
+        supposed = lease.checkpoints[0].step if lease.checkpoints else None
+        if resumed_from_step != supposed:
+            attempt.untold_resumption = resumed_from_step or 0
+        attempt.step = scene.step
+        self._engine.admit(scene)
+        self._held.append(_Held(attempt, scene, saved_at=time.monotonic()))
+        self._enter_optimization(attempt)
+
+    # ---- working on them
+
+    def _rest(self) -> None:
+        """Wait for work."""
+        self._seconds.switch("idle")
+        self._reporter.announce("idle")
+        self._draining.wait(max(0.01, self._look_at - time.monotonic()))
+
+    def _step(self) -> None:
+        """Take one engine step, and see to each scene that took part."""
+        held = {id(one.scene): one for one in self._held}
+        redone = sum(one.scene.step < one.attempt.lease.max_step for one in self._held)
+        self._seconds.switch("optimizing", redone_share=redone / len(held))
+        outcomes = self._engine.step()
+        for outcome in outcomes:
+            one = held[id(outcome.scene)]
+            one.attempt.step = one.scene.step
+            one.attempt.alone &= len(held) == 1
+            if outcome.error is not None:
+                self._held.remove(one)
+                self._ending.fail(one.attempt, outcome.error)
+            elif one.scene.finished:
+                self._let_go(one)
+                self._seconds.switch("exporting")
+                self._ending.publish_scene(one.attempt, one.scene, self._networks)
+            else:
+                self._enter_optimization(one.attempt)
+                self._save_when_due(one)
+        self._drop_ended()
+
+    def _enter_optimization(self, attempt: Attempt) -> None:
+        """Name the stage: a field is coarse in the first half of its steps."""
+        coarse = 2 * attempt.step < attempt.lease.spec.steps
+        self._enter(attempt, Stage.COARSE if coarse else Stage.REFINE)
+
+    def _enter(self, attempt: Attempt, stage: Stage) -> None:
+        if attempt.stage != stage:
+            attempt.enter(stage)
+            self._reporter.wake()
+
+    def _save_when_due(self, one: _Held) -> None:
+        now = time.monotonic()
+        due = now - one.saved_at >= self._settings.checkpoint_interval_s
+        if due and self._checkpoints.save(one.attempt, one.scene):
+            one.saved_at = now
+
+    # ---- letting them go
+
+    def _obey(self) -> None:
+        """Stop the scenes that the rest of the world wants stopped."""
+        for one in tuple(self._held):
+            if one.attempt.verdict(time.monotonic()) is not Verdict.GO_ON:
+                self._let_go(one)
+                self._ending.stop(one.attempt)
+        self._drop_ended()
+
+    def _give_everything_back(self) -> None:
+        """Checkpoint what is under way and return it to the queue, where it costs no failure."""
+        self._reporter.announce("draining")
+        self._checkpoints.flush(FLUSH_S)
+        for one in tuple(self._held):
+            self._let_go(one)
+            self._checkpoints.save(one.attempt, one.scene)
+        self._checkpoints.flush(FLUSH_S)
+        self._reporter.report_all()
+        for attempt in self._attempts:
+            self._ending.give_back(attempt)
+        self._drop_ended()
+
+    def _let_go(self, one: _Held) -> None:
+        self._held.remove(one)
+        if one.scene in self._engine.scenes:
+            self._engine.retire(one.scene)
+
+    def _drop_ended(self) -> None:
+        self._attempts[:] = [attempt for attempt in self._attempts if not attempt.ended]
