@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from torch import Tensor
 
     from reward_models.contracts import RewardCard, RewardModel
 
@@ -212,6 +213,8 @@ class MicroBatcher:
             del self._callers[name]
 
     def _run(self, batch: list[_Request]) -> list[tuple[Array, Array | None]]:
+        import torch
+
         started = time.monotonic()
         images = torch.from_numpy(np.concatenate([request.images for request in batch]))
         wants = torch.from_numpy(np.concatenate([request.wants_gradient for request in batch]))
@@ -236,6 +239,8 @@ class RewardActor:
     """Hold one reward network as a Ray actor: `ray.remote(RewardActor).options(max_restarts=-1, …)`."""
 
     def __init__(self, load: Callable[[], RewardModel], num_threads: int) -> None:
+        import torch  # here, so that whoever only starts the actor need not have it
+
         torch.set_num_threads(num_threads)
         self._model = load()
         self._batcher = MicroBatcher(self._model)
@@ -249,7 +254,7 @@ class RewardActor:
         return self._model.card
 
     async def stats(self) -> dict[str, Any]:
-        return self._batcher.stats()
+        return {"pid": os.getpid(), **self._batcher.stats()}
 
 
 class RemoteReward:
@@ -269,6 +274,8 @@ class RemoteReward:
         self, images: Tensor, prompts: list[str], wants_gradient: Tensor, num_scenes: int = 1
     ) -> tuple[Tensor, Tensor]:
         """Answer as `RewardModel.score_batch` does, on the device of `images`; no gradient flows through."""
+        import torch
+
         pictures = images.detach().float().cpu().numpy()
         values, gradient = self._ask(pictures, prompts, wants_gradient.cpu().numpy(), num_scenes)
         # Arrays from Ray's object store are read-only, and shared: copy.

@@ -173,7 +173,7 @@ class _Viewer(nn.Module):
         super().__init__()
         width = config.width
         layers: list[nn.Module] = []
-        for before, after, stride in ((3, 32, 1), (32, 48, 2), (48, 96, 2), (96, width, 2)):
+        for before, after, stride in ((3, 16, 1), (16, 48, 2), (48, 96, 2), (96, width, 2)):
             layers += [nn.Conv2d(before, after, 3, stride, 1), nn.GroupNorm(8, after), nn.SiLU()]
         self.convolutions = nn.Sequential(*layers)
         self.place = nn.Parameter(torch.randn(VIEWS, 16, width) * 0.02)

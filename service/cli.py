@@ -27,7 +27,7 @@ from service.client_errors import (
     WaitTimeoutError,
 )
 from service.progress import ProgressBar, printable
-from service.spawn import EmbeddedService
+from service.spawn import EmbeddedService, up_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,8 +54,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Prompt = Annotated[str, typer.Argument(help="What to make, in words.", show_default=False)]
-JobId = Annotated[str, typer.Argument(help="A job's id (job_…).", show_default=False)]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
+JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="A job's id (job_…).", show_default=False)]
 Url = Annotated[str, typer.Option(help="Where the service answers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole job document on stdout.")]
 Method = Annotated[str | None, typer.Option(help="sds, dreamfl or dreamdpo; GET /v1/methods lists them.")]
@@ -93,14 +93,12 @@ def generate(
         job = client.generate(prompt, **fields)
         if not as_json:
             typer.echo(job.id)
-        _follow(job, timeout)
+        _follow(job, timeout, as_json, embedded=client.url != url.rstrip("/"))
         job.download(output, kind)
         _say(f"Wrote {output}")
         if picture is not None:
             job.download(picture, "thumbnail")
             _say(f"Wrote {picture}")
-        if as_json:
-            _print_json(job.document)
 
 
 @app.command()
@@ -119,7 +117,10 @@ def submit(
         job = client.generate(prompt, **_request_fields(method, steps, effort, seed, negative_prompt, "glb"))
         for warning in job.document["warnings"]:
             _say(f"Warning: {printable(warning['detail'])}")
-        _print_json(job.document) if as_json else typer.echo(job.id)
+        if as_json:
+            _print_json(job.document)
+        else:
+            typer.echo(job.id)
 
 
 @app.command()
@@ -127,8 +128,7 @@ def watch(job_id: JobId, timeout: Timeout = None, url: Url = DEFAULT_URL, as_jso
     """Follow a job to its end; interrupting this does not interrupt the job."""
     with _explained_errors(), Client(url) as client:
         job = client.job(job_id)
-        _follow(job, timeout)
-        _print_json(job.document) if as_json else typer.echo(job.id)
+        _follow(job, timeout, as_json, embedded=False)
 
 
 @app.command()
@@ -192,14 +192,9 @@ def _service_at(url: str, data_dir: Path | None) -> Iterator[Client]:
             f"No Dreamserve answers at {url}. Check the address, or leave --url out."
         )
     _say(f"No service answers at {url}: starting an embedded one; it ends with this command.")
-    with EmbeddedService(data_dir) as embedded, Client(embedded.url) as client:
+    with EmbeddedService(up_command(data_dir)) as embedded, Client(embedded.url) as client:
         try:
             yield client
-        except KeyboardInterrupt:
-            _say(
-                "The embedded service ends now; the job stays in its data folder and goes on when one starts there."
-            )
-            raise
         finally:
             _say("Ending the embedded service …")
 
@@ -224,18 +219,27 @@ def _explained_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _follow(job: JobHandle, timeout_s: float | None) -> None:
-    """Show the job's progress until it has ended. Raises `JobFailedError`, `WaitTimeoutError`."""
+def _follow(job: JobHandle, timeout_s: float | None, as_json: bool, *, embedded: bool) -> None:
+    """Show the job's progress until it has ended, then its document if wished, failed or not.
+
+    Raises `JobFailedError`, `WaitTimeoutError`.
+    """
     try:
         with ProgressBar(_stderr()) as bar:
             for event in job.events(timeout_s=timeout_s):
                 bar.show(event)
-    except KeyboardInterrupt:
-        _say(
-            f"Interrupted. Job {job.id} was not canceled: `dreamserve watch {job.id}` or `dreamserve cancel {job.id}`."
-        )
+    except (KeyboardInterrupt, WaitTimeoutError):
+        if embedded:
+            _say(f"Job {job.id} stays in the data folder and goes on when a service starts there again.")
+        else:
+            _say(
+                f"Job {job.id} goes on. Follow it: dreamserve watch {job.id}; end it: dreamserve cancel {job.id}"
+            )
         raise
-    if job.refresh().status != "succeeded":
+    job.refresh()
+    if as_json:
+        _print_json(job.document)
+    if job.status != "succeeded":
         raise JobFailedError(job)
 
 

@@ -89,7 +89,9 @@ class Client:
 
     def __init__(self, url: str = DEFAULT_URL, timeout_s: float = 30.0) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=timeout_s)
+        # A proxy that the environment names is for the world outside, not for a service on this machine.
+        direct = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))
+        self._http = httpx.Client(base_url=self.url, timeout=timeout_s, mounts=direct)
 
     def __enter__(self) -> Self:
         return self
@@ -331,7 +333,7 @@ class JobHandle:
             return float("inf")
         left = deadline - time.monotonic()
         if left <= 0:
-            raise WaitTimeoutError(f"Job {self.id} has not ended in the given time; it goes on.")
+            raise WaitTimeoutError(f"Job {self.id} has not ended in the given time.")
         return left
 
 

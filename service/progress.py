@@ -45,22 +45,27 @@ class ProgressBar:
     def show(self, event: Event) -> None:
         """Bring the display up to one event."""
         match event.type:
-            case "job.started" | "job.resumed" | "job.stage":
-                self._show_stage(event.data.get("stage") or event.type.removeprefix("job."))
+            case "job.started" | "job.resumed":
+                self._show_stage("loading")
+            case "job.stage":
+                self._show_stage(event.data["stage"])
             case "job.progress":
                 self._show_progress(event.data)
-            case "job.attempt_lost":
-                self._console.print("This attempt was lost; the job goes on from its last checkpoint.")
+            case "job.attempt_lost" if "retry_in_s" in event.data:
+                self._console.print(
+                    f"Attempt lost ({event.data['code']}); the service tries again by itself."
+                )
+                self._show_stage("queued")
             case "job.warning":
                 self._console.print(f"Warning: {printable(event.data['detail'])}")
             case "job.succeeded":
-                self._bar.update(self._task, completed=1.0, description="done", detail="")
+                self._bar.update(self._task, completed=1.0, description="done")
 
     def _show_stage(self, stage: str) -> None:
         if stage == self._stage:
             return
         self._stage = stage
-        self._bar.update(self._task, description=stage)
+        self._bar.update(self._task, description=stage, detail="")
         if not self._console.is_terminal:
             self._console.print(f"{stage} …")
 

@@ -1,4 +1,4 @@
-"""An embedded service for one command: `dreamserve up` as a child process, ended with the command."""
+"""A service for the time of one command: `dreamserve up` as a child process, ended with the command."""
 
 from __future__ import annotations
 
@@ -15,30 +15,39 @@ from typing import TYPE_CHECKING, Final, NoReturn, Self
 from service.client_errors import ServiceUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from types import FrameType
 
-__all__ = ["EmbeddedService"]
+__all__ = ["EmbeddedService", "up_command"]
 
 READY_TIMEOUT_S: Final = 180.0
 """Ray starts in 3–7 s and models load in seconds; a cold disk may take a minute or two."""
 STOP_TIMEOUT_S: Final = 30.0
 """`dreamserve up` promises to end itself and all that it started within 30 s of SIGTERM."""
+READER_GRACE_S: Final = 1.0
+"""What is left in the pipe is read at once, unless a grandchild holds it open."""
 LOG_TAIL_BYTES: Final = 2_000
 
 
+def up_command(data_dir: Path | None) -> list[str]:
+    """Write the command line of `dreamserve up` on a free loopback port."""
+    place = [] if data_dir is None else ["--data-dir", str(data_dir)]
+    return [sys.executable, "-m", "workers.main", "up", "--port", "0", *place]
+
+
 class EmbeddedService:
-    """Run `dreamserve up` on a free loopback port while the `with` block lasts.
+    """Run `command` while the `with` block lasts; it says `{"url": …}` on its stdout when it is ready.
 
     It gets a session of its own, so that Ctrl-C reaches only this process, which then decides.
-    `url` is set inside the block. Raises `ServiceUnavailableError` when the service does not come up.
+    `url` and `pid` are set inside the block. Raises `ServiceUnavailableError` when the service does not come up.
     """
 
-    def __init__(self, data_dir: Path | None) -> None:
+    def __init__(self, command: Sequence[str], stop_timeout_s: float = STOP_TIMEOUT_S) -> None:
         self.url = ""
-        self._command = [sys.executable, "-m", "workers.main", "up", "--port", "0"]
-        if data_dir is not None:
-            self._command += ["--data-dir", str(data_dir)]
+        self.pid = 0
+        self._command = list(command)
+        self._stop_timeout_s = stop_timeout_s
 
     def __enter__(self) -> Self:
         self._log = tempfile.TemporaryFile()
@@ -51,8 +60,10 @@ class EmbeddedService:
             stderr=self._log,
             start_new_session=True,
         )
+        self.pid = self._process.pid
         self._ready = threading.Event()
-        threading.Thread(target=self._read_output, daemon=True).start()
+        self._reader = threading.Thread(target=self._read_output, daemon=True)
+        self._reader.start()
         try:
             in_time = self._ready.wait(READY_TIMEOUT_S)
             if not self.url:
@@ -66,10 +77,11 @@ class EmbeddedService:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
-            self._process.wait(STOP_TIMEOUT_S)
+            self._process.wait(self._stop_timeout_s)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
+        self._reader.join(READER_GRACE_S)
         for each, handler in self._handlers.items():
             signal.signal(each, handler)
         self._log.close()
@@ -77,10 +89,11 @@ class EmbeddedService:
     def _read_output(self) -> None:
         """Find the ready line, then keep reading: a child must never block on a full pipe."""
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                self.url = self.url or json.loads(line)["url"]
-                self._ready.set()
+        with self._process.stdout as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    self.url = self.url or json.loads(line)["url"]
+                    self._ready.set()
         self._ready.set()
 
     def _describe_failure(self, in_time: bool) -> str:

@@ -74,10 +74,11 @@ class Attempt:
         self.deadline_passed |= answer.deadline_passed
 
     def measure_pace(self, now: float) -> None:
-        """Update `steps_per_s` from the steps done since the stage, or the last measurement, began."""
+        """Update `steps_per_s`, smoothed, from the steps since the stage or the last measurement began."""
         since, step = self._paced
         if self.step > step and now - since >= 1.0:
-            self.steps_per_s = (self.step - step) / (now - since)
+            pace = (self.step - step) / (now - since)
+            self.steps_per_s = pace if self.steps_per_s is None else 0.7 * self.steps_per_s + 0.3 * pace
             self._paced = (now, self.step)
 
     def verdict(self, now: float) -> Verdict:

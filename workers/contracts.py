@@ -225,7 +225,7 @@ class TrainedField(Field, Protocol):
     """A field with the schedule by which it is trained: what a scene optimizes."""
 
     def occupied(self, points: Tensor) -> Tensor:
-        """(P, 3) positions in the box → (P,) bool: False where there is certainly nothing to see."""
+        """(P, 3) positions → (P,) bool: False only where the density is zero."""
         ...
 
     def prepare(self, step: int, steps_total: int) -> bool:

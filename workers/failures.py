@@ -10,6 +10,7 @@ from reward_models.actor import RewardUnavailable
 from service.jobs.errors import StoreUnavailable
 from service.jobs.states import FailureCode
 from workers.mesh import EmptyMesh, InvalidGlb
+from workers.publish import NotStored
 from workers.scene import NanDivergence
 
 __all__ = ["WeightsMissing", "failure_of"]
@@ -34,9 +35,9 @@ def failure_of(error: Exception) -> tuple[FailureCode, str]:
         case InvalidGlb():
             return FailureCode.INVALID_GLB, str(error)
         case MemoryError() | torch.OutOfMemoryError():
-            detail = "the worker ran out of memory. Ask for fewer steps together or a smaller texture, or add memory"
+            detail = "the worker ran out of memory. Ask for a smaller mesh.texture_px, or give workers fewer slots"
             return FailureCode.GPU_OUT_OF_MEMORY, detail
-        case StoreUnavailable():
+        case StoreUnavailable() | NotStored():
             return FailureCode.STORAGE_ERROR, str(error)
         case RewardUnavailable():
             # The process of the shared reward is lost: for the job the same as its worker's.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -11,9 +10,11 @@ import torch
 from service.jobs.capabilities import Capabilities, PartFacts, RewardFacts
 from workers.cameras import CameraRig, orbit_cameras
 from workers.judging import SharedReward
+from workers.weights import EMBEDDED_PRIOR, REWARD_NAMES, load_reward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -26,10 +27,7 @@ if TYPE_CHECKING:
 
     Shading = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
-__all__ = ["EMBEDDED_WEIGHTS", "LoadedPrior", "LoadedReward", "Networks", "load_networks", "load_reward"]
-
-EMBEDDED_WEIGHTS = Path(__file__).parent / "embedded" / "weights"
-EMBEDDED_REWARD = "embedded-multiview"
+__all__ = ["LoadedPrior", "LoadedReward", "Networks", "load_networks"]
 
 
 class PreviewSampler(Protocol):
@@ -49,6 +47,8 @@ class LoadedPrior:
     rig: CameraRig
     make_field: Callable[[torch.device], TrainedField]
     """The radiance field that suits its pictures."""
+    mesh_cells: int
+    """Cells along each axis of the grid in which that field's surface is drawn."""
     shading: Shading | None
     """The light that it paints into its pictures, which a mesh's base color must not have."""
     is_truncated: Callable[[str], bool]
@@ -70,6 +70,8 @@ class Networks:
 
     priors: Mapping[str, LoadedPrior]
     rewards: Mapping[str, LoadedReward]
+    shares_rewards: bool = False
+    """Whether scenes of other workers may be in a reward's batches."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def capabilities(self) -> Capabilities:
@@ -92,34 +94,27 @@ def load_networks(settings: Settings, remote_rewards: Mapping[str, RemoteReward]
 
     Raises FileNotFoundError or ValueError when weights are missing or damaged, saying what to do.
     """
-    priors = {"embedded": _load_embedded_prior(EMBEDDED_WEIGHTS)}
+    priors = {"embedded": _load_embedded_prior(EMBEDDED_PRIOR)}
     if remote_rewards is not None:
         rewards = {
             name: LoadedReward(SharedReward(name, remote.score_batch), remote.card)
             for name, remote in remote_rewards.items()
         }
     else:
-        rewards = {EMBEDDED_REWARD: _local_reward(load_reward(EMBEDDED_REWARD))}
-    return Networks(priors, rewards)
+        rewards = {name: _local_reward(load_reward(name)) for name in REWARD_NAMES}
+    networks = Networks(priors, rewards, shares_rewards=remote_rewards is not None)
+    for loaded in priors.values():
+        # The first optimizer of a process makes torch import for seconds: not in the first job's time.
+        loaded.make_field(networks.device).new_optimizer()
+    return networks
 
 
-def load_reward(name: str) -> RewardModel:
-    """Load one reward network into this process."""
-    match name:
-        case "embedded-multiview":
-            from reward_models.embedded import load_multiview_reward
-
-            return load_multiview_reward(EMBEDDED_WEIGHTS)
-        case _:
-            raise ValueError(f"there is no reward '{name}'; this release has '{EMBEDDED_REWARD}'")
-
-
-def _load_embedded_prior(folder: Path) -> LoadedPrior:
+def _load_embedded_prior(weights: Path) -> LoadedPrior:
     from workers.fields.voxel import VoxelField
-    from workers.mesh.bake import LinearShading
+    from workers.mesh import LinearShading
     from workers.priors.embedded import load_embedded_prior, sample_views
 
-    prior = load_embedded_prior(folder / "prior.safetensors")
+    prior = load_embedded_prior(weights)
     rig = CameraRig()
 
     def sample(prompt: str, generator: torch.Generator) -> Tensor:
@@ -132,6 +127,7 @@ def _load_embedded_prior(folder: Path) -> LoadedPrior:
         facts=PartFacts(weights=f"sha256:{prior.sha256}", about="tiny four-view RGBA diffusion, shipped"),
         rig=rig,
         make_field=lambda device: VoxelField(device=device),
+        mesh_cells=128,
         shading=LinearShading(constant=0.70, x=0.10, y=0.22, z=0.05).__call__,
         is_truncated=prior.is_truncated,
         sample=sample,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from service.jobs.objects import ObjectStore
     from service.jobs.spec import JobSpec
     from service.jobs.states import Lease
+    from workers.cameras import Cameras
     from workers.mesh import Mesh
     from workers.networks import LoadedPrior, Networks
     from workers.scene import Scene
@@ -65,7 +66,7 @@ class NotStored(OSError):
 
 def export_mesh(scene: Scene, spec: JobSpec, loaded: LoadedPrior) -> tuple[Mesh, list[File]]:
     """Turn a scene's field into a textured mesh and its files, the GLB first; raises `EmptyMesh`."""
-    mesh = extract(scene.field, target_faces=spec.mesh.target_faces, device=scene.device)
+    mesh = extract(scene.field, loaded.mesh_cells, spec.mesh.target_faces, scene.device)
     mesh = bake(mesh, scene.field, spec.mesh.texture_px, loaded.shading, scene.device)
     formats = dict.fromkeys(("glb", *spec.mesh.formats))  # the GLB is always among them
     files = [File(name, f"mesh.{name}", CONTENT_TYPES[name], write_mesh(mesh, name)) for name in formats]
@@ -108,7 +109,10 @@ def field_sha256(scene: Scene) -> str:
 
 
 def provenance(spec: JobSpec, networks: Networks, *, alone: bool) -> dict[str, Any]:
-    """Say where a result came from: code, weights, seed, and how far it can be made again."""
+    """Say where a result came from: code, weights, seed, and how exactly it can be made again.
+
+    `alone`: no other scene shared the worker's engine.
+    """
     held = networks.priors[spec.prior]
     weights = {"prior": held.facts.weights}
     weights |= {
@@ -116,9 +120,10 @@ def provenance(spec: JobSpec, networks: Networks, *, alone: bool) -> dict[str, A
         for name, reward in networks.rewards.items()
         if reward.card.weights_sha256 is not None
     }
-    threads = torch.get_num_threads()
-    rule = f"bit-equal on the same {networks.device.type} with {threads} threads for a job with a worker to itself"
-    company = "this one had" if alone else "this one shared its batches, which agrees within rounding"
+    shared = not alone or (networks.shares_rewards and spec.method.name != "sds")
+    kind, threads = networks.device.type, torch.get_num_threads()
+    rule = f"bit-equal on a {kind} with {threads} threads for a job with its worker and rewards to itself"
+    company = "this one shared batches, which agrees within rounding" if shared else "this one had them"
     return {
         "code": f"dreamserve {importlib.metadata.version('dreamserve')}",
         "torch": torch.__version__,
@@ -169,7 +174,7 @@ def upload(files: Sequence[File], lease: Lease, objects: ObjectStore) -> list[Ne
     return artifacts
 
 
-def _ring(loaded: LoadedPrior, device: torch.device) -> Any:
+def _ring(loaded: LoadedPrior, device: torch.device) -> Cameras:
     """One group of four views around the object, seen a little from above."""
     azimuth_deg = torch.arange(4, device=device)[None] * 90.0
     elevation_deg = torch.tensor(LOOK_ELEVATION_DEG, device=device)

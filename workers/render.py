@@ -42,7 +42,8 @@ def render(
 
     Samples lie in the middle of their intervals; with a `generator` (on the CPU) each ray's samples are shifted
     together by one uniform draw within the interval, which makes the sum an unbiased estimate.
-    `occupied` maps points (P, 3) to (P,) bool; the field is not asked, and not trained, where it says False.
+    `occupied` maps points (P, 3) to (P,) bool and says False only where the density is zero: the field is not asked
+    there, which changes nothing but the time it takes.
     """
     origins_R3, directions_R3 = (x.reshape(-1, 3) for x in camera_rays(cameras, image_px, image_px))
     near_R, interval_R = _intervals(origins_R3, directions_R3, num_samples)

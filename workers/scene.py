@@ -127,10 +127,12 @@ class Scene:
         """Render, let the method ask its networks, and give the step's scalar loss."""
         views = self.render()
         loss = await self.method(self, views, self.prior)
+        assert loss.ndim == 0, f"a method returns a scalar loss, not one of shape {tuple(loss.shape)}"
         return loss + self.field.regularization(views, self.step, self.steps_total)
 
     def record(self, name: str, value: Tensor) -> None:
         """Keep a scalar of this step (a score, a gap) for whoever watches the scene."""
+        assert value.numel() == 1, f"'{name}' is to be one number"
         self.readings[name] = value.detach()
 
     def check_loss(self, loss: Tensor) -> None:

@@ -82,7 +82,7 @@ class Worker:
         self._reporter = Reporter(
             store,
             name,
-            lambda: tuple(self._attempts),
+            lambda: self.attempts,
             self._seconds,
             settings.report_interval_s,
             self._checkpoints.discard,
@@ -93,6 +93,11 @@ class Worker:
     def state(self) -> str:
         """`starting | idle | busy | draining`."""
         return self._reporter.state
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """What it holds now."""
+        return tuple(self._attempts)
 
     def drain(self) -> None:
         """Make `run` end soon: checkpoint what is under way and give it back. From any thread."""

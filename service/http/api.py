@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["build_api"]
 
-VERSION = "0.1.0"
 ABOUT = """Text to 3D objects that people prefer. POST a prompt to `/generate`, follow
 `/v1/jobs/{id}/events`, fetch the mesh from `/v1/artifacts/{id}/content`.
 
@@ -34,7 +34,7 @@ probes = APIRouter(tags=["operation"])
 
 def build_api(store: JobStore, objects: ObjectStore, settings: Settings) -> FastAPI:
     """Build the application over one job store and one object store; it writes rows and calls no worker."""
-    api = FastAPI(title="Dreamserve", version=VERSION, description=ABOUT, redoc_url=None)
+    api = FastAPI(title="Dreamserve", version=version("dreamserve"), description=ABOUT, redoc_url=None)
     api.state.store, api.state.objects, api.state.settings = store, objects, settings
     api.state.open_streams = 0
     api.add_middleware(RequestId)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import quote
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from service.http.errors import Problem, problems, unknown
 from service.http.requests import ArtifactId, Objects, ServiceSettings, Store  # noqa: TC001 - FastAPI reads the annotations
 from service.jobs.objects import ObjectMissing
+
+if TYPE_CHECKING:
+    from service.jobs.objects import ObjectStore
 
 __all__ = ["router"]
 
@@ -44,6 +47,7 @@ def get_artifact(artifact_id: ArtifactId, store: Store) -> dict[str, Any]:
     },
 )
 def get_content(
+    request: Request,
     artifact_id: ArtifactId,
     store: Store,
     objects: Objects,
@@ -56,23 +60,38 @@ def get_content(
     artifact, key = _find(store, artifact_id)
     _check_not_expired(artifact)
     etag = f'"{artifact["sha256"]}"'
+    size = artifact["size_bytes"]
+    headers = _content_headers(artifact, etag)
     if _names(if_none_match, etag):
         return Response(status_code=304, headers={"ETag": etag})
+    if request.method == "HEAD":
+        headers["Content-Length"] = str(size)
+        return Response(headers=headers, media_type=artifact["content_type"])
     url = objects.presign(key, settings.presign_s, artifact["name"])
     if url is not None:
         return RedirectResponse(url, 302, {"Cache-Control": "no-store", "ETag": etag})
-    size = artifact["size_bytes"]
     wanted = _wanted_range(range_ if if_range in (None, etag) else None, size)
-    start, end = wanted or (0, size)
-    headers = _content_headers(artifact, etag) | {"Content-Length": str(end - start)}
-    if wanted is not None:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     try:
-        blocks = objects.open_range(key, start, end)
+        return _send(objects, key, artifact, wanted, headers)
     except ObjectMissing:
         raise _lost(artifact) from None
-    status = 200 if wanted is None else 206
-    return StreamingResponse(blocks, status, headers, artifact["content_type"])
+
+
+def _send(
+    objects: ObjectStore,
+    key: str,
+    artifact: dict[str, Any],
+    wanted: tuple[int, int] | None,
+    headers: dict[str, str],
+) -> Response:
+    """Stream the wanted bytes, all of them when none are named."""
+    size = artifact["size_bytes"]
+    start, end = wanted or (0, size)
+    headers["Content-Length"] = str(end - start)
+    if wanted is not None:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    blocks = objects.open_range(key, start, end)
+    return StreamingResponse(blocks, 200 if wanted is None else 206, headers, artifact["content_type"])
 
 
 def _find(store: Store, artifact_id: str) -> tuple[dict[str, Any], str]:

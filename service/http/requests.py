@@ -41,15 +41,18 @@ def _artifact_id(artifact_id: str) -> str:
 
 
 def _store(request: Request) -> JobStore:
-    return request.app.state.store  # type: ignore[no-any-return]
+    store: JobStore = request.app.state.store
+    return store
 
 
 def _objects(request: Request) -> ObjectStore:
-    return request.app.state.objects  # type: ignore[no-any-return]
+    objects: ObjectStore = request.app.state.objects
+    return objects
 
 
 def _settings(request: Request) -> Settings:
-    return request.app.state.settings  # type: ignore[no-any-return]
+    settings: Settings = request.app.state.settings
+    return settings
 
 
 JobId = Annotated[str, Depends(_job_id)]

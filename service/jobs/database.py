@@ -1,7 +1,8 @@
 """One database, SQLite or PostgreSQL: transactions with the database's clock, and outages as one error.
 
-The two engines differ in three places only, all of them here: how a write transaction begins
-(`BEGIN IMMEDIATE`), how rows are locked (`FOR UPDATE SKIP LOCKED`), and how the clock is read.
+The engines differ in few places, all of them here: how a transaction begins (a write takes SQLite's lock at
+once), how the clock is read, how a conflicting insert is spelled. `FOR UPDATE SKIP LOCKED` is silently left
+out on SQLite, where one writer works at a time anyway.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,11 +50,11 @@ class Transaction:
 
     connection: sa.Connection
     now: float
-    _counted: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _counted: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
 
     def count(self, name: str, labels: str = "", amount: float = 1.0) -> None:
         """Add to a tally; `labels` as in `tallies.py`. Written when the transaction ends."""
-        self._counted[name, labels] += amount  # type: ignore[assignment] # a Counter of floats
+        self._counted[name, labels] += amount
 
     def execute(self, statement: sa.Executable, parameters: Any = None) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run a statement in this transaction."""
@@ -98,12 +99,13 @@ class Database:
                 _connect_sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _connect(parsed)
             )
             self._writer = self._engine.execution_options(writes=True)
+            self._reader = _snapshots(self._engine)
             self._make_tables()
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
         """Open a transaction that sees one consistent state and writes nothing."""
-        with _outages_named(), self._engine.begin() as connection:
+        with _outages_named(), self._reader.begin() as connection:
             yield Transaction(connection, self._clock(connection))
 
     @contextmanager
@@ -177,6 +179,15 @@ def _connect_sqlite(url: sa.URL) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _snapshots(engine: sa.Engine) -> sa.Engine:
+    """Let all statements of a transaction see one moment, as SQLite does by itself."""
+    return (
+        engine
+        if engine.dialect.name == "sqlite"
+        else engine.execution_options(isolation_level="REPEATABLE READ")
+    )
 
 
 @contextmanager

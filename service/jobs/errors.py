@@ -56,5 +56,6 @@ class StoreUnavailable(Exception):
     """The database or the object store did not answer: HTTP 503, to be retried."""
 
     def __init__(self, dependency: Literal["database", "objects"], detail: str) -> None:
-        super().__init__(f"the {dependency} store did not answer: {detail}")
+        name = "object store" if dependency == "objects" else "database"
+        super().__init__(f"the {name} did not answer: {detail}")
         self.dependency: Literal["database", "objects"] = dependency

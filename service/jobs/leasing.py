@@ -69,7 +69,7 @@ def claim(tx: Transaction, worker: str, lease_s: float) -> Lease | None:
     turn = (
         sa.select(tables.jobs)
         .where(columns.state == JobState.QUEUED.value, columns.not_before <= tx.now)
-        .order_by(columns.priority.desc(), columns.id)
+        .order_by(columns.priority, columns.id)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
@@ -86,10 +86,8 @@ def claim(tx: Transaction, worker: str, lease_s: float) -> Lease | None:
 
 
 def _grant(tx: Transaction, row: Row, spec: JobSpec, worker: str, lease_s: float) -> Lease:
-    attempt = row.attempt + 1
-    started_at = tx.now if row.started_at is None else row.started_at
     checkpoints = _newest_checkpoints(tx, row.id)
-    step = checkpoints[0].step if checkpoints else 0
+    attempt, started_at = row.attempt + 1, tx.now if row.started_at is None else row.started_at
     move(
         tx,
         row,
@@ -100,27 +98,11 @@ def _grant(tx: Transaction, row: Row, spec: JobSpec, worker: str, lease_s: float
         started_at=started_at,
         stage=Stage.LOADING.value,
         stage_since=tx.now,
-        step=step,
+        step=checkpoints[0].step if checkpoints else 0,
         steps_total=spec.steps,
         steps_per_s=None,
     )
-    resumed_from_step = step if checkpoints else None
-    tx.execute(
-        sa.insert(tables.attempts).values(
-            job_id=row.id,
-            number=attempt,
-            worker=worker,
-            started_at=tx.now,
-            resumed_from_step=resumed_from_step,
-            worker_s=0.0,
-        )
-    )
-    if row.started_at is None:
-        tallies.observe(tx, Histogram.QUEUE_TIME, tx.now - row.created_at)
-        events.append(tx, row.id, EventType.STARTED, {"attempt": attempt, "worker": worker})
-    else:
-        data = {"attempt": attempt, "worker": worker, "from_step": step}
-        events.append(tx, row.id, EventType.RESUMED, data)
+    _open_attempt(tx, row, attempt, worker, checkpoints[0].step if checkpoints else None)
     return Lease(
         job_id=row.id,
         attempt=attempt,
@@ -135,6 +117,18 @@ def _grant(tx: Transaction, row: Row, spec: JobSpec, worker: str, lease_s: float
         deadline_in_s=row.deadline_at - tx.now,
         max_step=row.max_step,
     )
+
+
+def _open_attempt(tx: Transaction, row: Row, number: int, worker: str, from_step: int | None) -> None:
+    """Write down that a worker begins, at `from_step` when there is a checkpoint."""
+    values = {"job_id": row.id, "number": number, "worker": worker, "started_at": tx.now}
+    tx.execute(sa.insert(tables.attempts).values(**values, resumed_from_step=from_step, worker_s=0.0))
+    data = {"attempt": number, "worker": worker}
+    if row.started_at is None:
+        tallies.observe(tx, Histogram.QUEUE_TIME, tx.now - row.created_at)
+        events.append(tx, row.id, EventType.STARTED, data)
+    else:
+        events.append(tx, row.id, EventType.RESUMED, {**data, "from_step": from_step or 0})
 
 
 def held(tx: Transaction, lease: Lease) -> Row:

@@ -89,7 +89,7 @@ def _queues(tx: Transaction, rows: Sequence[Row]) -> dict[str, Document]:
 
 def _num_ahead(tx: Transaction, row: Row) -> int:
     columns = tables.jobs.c
-    goes_first = (columns.priority > row.priority) | (
+    goes_first = (columns.priority < row.priority) | (
         (columns.priority == row.priority) & (columns.id < row.id)
     )
     query = sa.select(sa.func.count()).select_from(tables.jobs)

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JobStore"]
 
-_PRIORITIES = {"low": 0, "normal": 1, "high": 2}
+_PRIORITIES = {"high": 0, "normal": 1, "low": 2}
+"""Smaller goes first, so that one index serves the order of the queue."""
 _USES = frozenset({"optimizing", "loading", "exporting", "idle", "redone"})
 
 

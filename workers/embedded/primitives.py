@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 __all__ = ["SOLIDS", "Hits", "inside", "intersect", "surface_mesh"]
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 
 SOLIDS = ("cube", "sphere", "cylinder", "cone", "torus", "pyramid", "capsule", "egg")
 

@@ -14,7 +14,7 @@ from workers.embedded.captions import random_caption, vocabulary
 from workers.embedded.damage import damaged, weathered
 from workers.embedded.dataset import NO_COLOR, Batch, Pictures
 from workers.embedded.train_prior import described
-from workers.embedded.training import TrainingRun, moved_to
+from workers.embedded.training import TrainingRun, has_native_bfloat16, moved_to
 from workers.embedded.world import COLORS, NAMES, random_description
 from workers.priors.rgba import latents_to_image
 
@@ -38,10 +38,13 @@ def train_reward(folder: Path, steps: int, batch: int = 32, device: str = "cpu")
         "reward", folder, reward, [optimizer], steps, torch.Generator().manual_seed(seed), ema_decay=0.998
     )
     pictures = Pictures(folder)
+    fast = device != "cpu" or has_native_bfloat16()
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        viewed, viewed_numbers = _viewer_loss(reward, pictures.sample(batch, run.generator), run.generator)
-        read, read_numbers = _reader_loss(reward, np.random.default_rng((seed, step)), 2 * batch)
+        painted = pictures.sample(batch, run.generator)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast):
+            viewed, viewed_numbers = _viewer_loss(reward, painted, run.generator)
+            read, read_numbers = _reader_loss(reward, np.random.default_rng((seed, step)), 2 * batch)
         return viewed + read, viewed_numbers | read_numbers
 
     run.fit(loss)

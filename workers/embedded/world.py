@@ -36,7 +36,7 @@ __all__ = [
     "random_description",
 ]
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 
 PALETTE: dict[str, tuple[int, int, int]] = {
     "red": (220, 30, 30),

@@ -53,7 +53,7 @@ def validate_glb(content: bytes) -> GlbReport:
     reader = _Reader(document, binary)
     try:
         return reader.report(len(content))
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InvalidGlb(f"The GLB's JSON lacks a part or has one of the wrong kind: {error!r}.") from error
 
 
@@ -69,7 +69,8 @@ def _split_container(content: bytes) -> tuple[dict[str, Any], bytes]:
     _require(magic == b"glTF", f"The GLB begins with {magic!r} instead of b'glTF'.")
     _require(version == 2, f"The GLB says that it is of version {version}; expected 2.")
     _require(length == len(content), f"The GLB says that it has {length} bytes, but it has {len(content)}.")
-    chunks, offset = [], 12
+    chunks: list[tuple[bytes, bytes]] = []
+    offset = 12
     while offset < length:
         _require(offset + 8 <= length, f"The GLB ends within the header of chunk {len(chunks)}.")
         size, kind = struct.unpack_from("<I4s", content, offset)
@@ -85,7 +86,7 @@ def _split_container(content: bytes) -> tuple[dict[str, Any], bytes]:
     _require(kinds == [b"JSON", b"BIN\0"], f"The GLB's chunks are {kinds}; expected JSON, then BIN.")
     try:
         document = json.loads(chunks[0][1].decode("utf-8"), parse_constant=_refuse_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidGlb(f"The GLB's JSON chunk cannot be read: {error}.") from error
     _require(isinstance(document, dict), "The GLB's JSON chunk is not an object.")
     return document, chunks[1][1]
@@ -205,7 +206,8 @@ class _Reader:
             )
         normals = self._floats(attributes, "NORMAL", 3)
         _require(
-            bool((np.abs(np.linalg.norm(normals, axis=1) - 1) < 1e-3).all()), "A normal is not a unit vector."
+            bool((np.abs(np.linalg.norm(normals.astype(np.float64), axis=1) - 1) < 1e-3).all()),
+            "A normal is not a unit vector.",
         )
         uv = self._floats(attributes, "TEXCOORD_0", 2)
         _require(bool(((uv >= 0) & (uv <= 1)).all()), "A texture coordinate lies outside [0, 1].")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import ndimage
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from workers.cameras import Cameras
@@ -26,6 +26,9 @@ PLAIN_COLOR = 0.7
 """sRGB gray of a mesh that has no colors yet."""
 CANDIDATES_PER_PASS = 1 << 20
 """Pairs of a triangle and a pixel of its bounding box that are tested at a time; bounds the memory (~100 MB)."""
+
+
+_NOTHING = np.iinfo(np.uint64).max
 
 
 class Raster(NamedTuple):
@@ -124,30 +127,38 @@ def cover(
     candidates = columns * np.maximum(last_y - first_y + 1, 0)
     plane = _barycentric_planes(x, y)
     candidates[~np.isfinite(plane).all((1, 2))] = 0
-    nearest = np.full(height * width, np.iinfo(np.uint64).max)
+    nearest = np.full(height * width, _NOTHING)
     for block in _blocks(candidates):
         face = np.repeat(block, candidates[block])
-        index = np.arange(len(face)) - np.repeat(
-            np.cumsum(candidates[block]) - candidates[block], candidates[block]
-        )
+        start = np.cumsum(candidates[block]) - candidates[block]
+        index = np.arange(len(face)) - np.repeat(start, candidates[block])
         px, py = first_x[face] + index % columns[face], first_y[face] + index // columns[face]
-        weights = [plane[face, i, 0] * px + plane[face, i, 1] * py + plane[face, i, 2] for i in range(3)]
-        inside = np.minimum(np.minimum(weights[0], weights[1]), weights[2]) >= -1e-9
-        face, pixel = face[inside], (py * width + px)[inside]
-        if inverse_depth is None:
-            bits = np.zeros(len(face), np.uint32)
-        else:
-            near = sum(weights[i][inside] * inverse_depth[face, i] for i in range(3))
-            # A positive float's bits order like the float itself.
-            bits = np.iinfo(np.uint32).max - np.asarray(near, np.float32).view(np.uint32)
-        np.minimum.at(nearest, pixel, bits.astype(np.uint64) << np.uint64(32) | face.astype(np.uint64))
-    hit = nearest != np.iinfo(np.uint64).max
-    winner = np.where(hit, nearest & np.uint64(0xFFFFFFFF), 0).astype(np.int64)
-    row, column = np.divmod(np.arange(height * width), width)
-    weights_P3 = np.zeros((height * width, 3))
-    chosen = plane[winner[hit]]
-    weights_P3[hit] = chosen[..., 0] * column[hit, None] + chosen[..., 1] * row[hit, None] + chosen[..., 2]
-    return np.where(hit, winner, -1).reshape(height, width), weights_P3.reshape(height, width, 3)
+        weights = _weights(plane[face], px, py)
+        inside = weights.min(1) >= -1e-9
+        face, pixel, weights = face[inside], (py * width + px)[inside], weights[inside]
+        near = None if inverse_depth is None else (weights * inverse_depth[face]).sum(1)
+        np.minimum.at(nearest, pixel, _order(face, near))
+    (hit,) = np.nonzero(nearest != _NOTHING)
+    winner = (nearest[hit] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    face_of, weights_of = np.full(height * width, -1), np.zeros((height * width, 3))
+    face_of[hit], weights_of[hit] = winner, _weights(plane[winner], hit % width, hit // width)
+    return face_of.reshape(height, width), weights_of.reshape(height, width, 3)
+
+
+def _weights(plane: NDArray[np.float64], x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Barycentric weights (P, 3) of pixels in their triangles' planes (P, 3, 3)."""
+    weights: NDArray[np.float64] = plane[..., 0] * x[:, None] + plane[..., 1] * y[:, None] + plane[..., 2]
+    return weights
+
+
+def _order(face: NDArray[np.int64], inverse_depth: NDArray[np.float64] | None) -> NDArray[np.uint64]:
+    """Keys of which the least is the nearest, then the first: far-ness in the upper half, index in the lower."""
+    index = face.astype(np.uint64)
+    if inverse_depth is None:
+        return index
+    # A positive float's bits order like the float itself.
+    farness = np.iinfo(np.uint32).max - inverse_depth.astype(np.float32).view(np.uint32)
+    return (farness.astype(np.uint64) << np.uint64(32)) | index
 
 
 def _barycentric_planes(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,8 +5,8 @@ and inside an object, where no camera looks, the density does what it likes. So 
 surface:
 
 1. Each cell gets its *dimming*: the optical depth between it and the outside, along the clearest of 26 straight
-   ways. It grows inward from every side, whatever the density does, so hollows and pits under a weak spot of the
-   shell vanish.
+   ways, haze left out. It grows inward from every side, whatever the density does, so hollows, and pits under a
+   weak spot of the shell, vanish.
 2. The level is read off the field itself: it is the dimming at which the silhouette {largest dimming along a ray >
    level} matches best what cameras see, {opacity of the ray > 1/2}.
 """
@@ -40,6 +40,10 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
 
+HAZE_DENSITY = 5.0
+"""Per unit length. Density σ counts as σ² / (σ + this) in the dimming, for thinner than this (half opaque after a
+seventh of the object) is mostly haze: it must not add up to a surface across the hole of a torus. With it silhouettes
+agree better on every field tried, and a hole stays open under a haze of a third of opacity."""
 MIN_DIMMING, MAX_DIMMING = 1e-3, 10.0
 """Optical depths of an opacity of .1 % and of 99.995 %: what lies beyond looks the same."""
 NUM_LEVELS = 64
@@ -50,13 +54,17 @@ MIN_OPAQUE_RAYS = 1e-3
 """A field of which a smaller fraction of the rays is opaque holds nothing (an object 3 % as wide as the box)."""
 MIN_COMPONENT_AREA = 0.02
 """Components with a smaller fraction of the whole area are floaters."""
-BLUR = np.array([0.25, 0.5, 0.25], np.float32)
+BLUR_CELLS = 1.2
+"""Standard deviation of the blur that takes off the staircase of the field's own grid (measured on cones and boxes:
+a quarter less tilt of the normals, tips 2 % of the box lower at the most, silhouettes unchanged)."""
 SILHOUETTE_PX = 96
 TAUBIN_ROUNDS = 8
 TAUBIN_FACTORS = (0.5, -0.53)
 """Shrinking and growing step of one Taubin round (Taubin 1995: the pair leaves low frequencies as they are)."""
 CREASE_COS = 0.7071
 """Faces that meet at more than 45° are shaded apart."""
+MIN_ALIKE = 0.1
+"""Least fraction of the area around a vertex that must face the way of a corner for the corner to be sharp."""
 POINTS_PER_CALL = 1 << 19
 
 
@@ -118,9 +126,9 @@ def extract(
     Raises `EmptyMesh` when there is nothing to draw, ValueError when the density is not finite.
     """
     density = _density_grid(field, resolution, device)
-    log_dimming = np.log(np.clip(dimming(density), MIN_DIMMING, MAX_DIMMING))
-    for axis in range(3):
-        log_dimming = ndimage.convolve1d(log_dimming, BLUR, axis=axis, mode="nearest")
+    solid = dimming(density * density / (density + HAZE_DENSITY))
+    log_dimming = np.log(np.clip(solid, MIN_DIMMING, MAX_DIMMING))
+    log_dimming = ndimage.gaussian_filter(log_dimming, BLUR_CELLS, mode="nearest", truncate=2.5)
     log_level = _silhouette_level(*_cast_rays(density, log_dimming))
     vertices, faces = _isosurface(log_dimming, log_level)
     vertices, faces = _drop_floaters(vertices, faces)
@@ -229,7 +237,7 @@ def _isosurface(log_dimming: Floats, log_level: float) -> tuple[Floats, Ints]:
     grid = np.pad(log_dimming, 1, constant_values=np.log(MIN_DIMMING) - 1)
     # A corner exactly on the level would give faces without area.
     grid[np.abs(grid - log_level) < 1e-4] = log_level + 1e-4
-    vertices, faces, _, _ = marching_cubes(grid, log_level)
+    vertices, faces, _, _ = marching_cubes(grid, log_level)  # type: ignore[no-untyped-call]
     vertices = np.clip((vertices - 0.5) * (2 / len(log_dimming)) - 1, -1, 1)
     if _signed_volume(vertices, faces) < 0:
         faces = faces[:, ::-1]
@@ -319,7 +327,6 @@ def _corner_normals(vertices: Floats, faces: Ints) -> Floats:
     """Average, for each corner, the normals of the faces around its vertex that lie within 45° of its own."""
     a, b, c = (vertices[faces[:, corner]].astype(np.float64) for corner in range(3))
     scaled = np.cross(b - a, c - a)  # its length, twice the area, is the weight
-    unit = scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-20)
     # Sparse (corner × face) matrix: which faces share the corner's vertex.
     corner_of = sparse.csr_array(
         (np.ones(faces.size), (np.arange(faces.size), faces.ravel())), shape=(faces.size, len(vertices))
@@ -330,7 +337,12 @@ def _corner_normals(vertices: Floats, faces: Ints) -> Floats:
     )
     pairs = (corner_of @ face_of).tocoo()
     corner, face = pairs.coords
+    weight = np.linalg.norm(scaled, axis=1)
+    unit = scaled / np.maximum(weight, 1e-20)[:, None]
     near = np.einsum("pi,pi->p", unit[corner // 3], unit[face]) >= CREASE_COS
+    around, alike = (np.bincount(corner, weight[face] * part, faces.size) for part in (1.0, near))
+    # A sliver's own direction is noise: where hardly any of the surface around agrees, all of it counts.
+    near |= (alike < MIN_ALIKE * around)[corner]
     corner, face = corner[near], face[near]
     normals = np.stack([np.bincount(corner, scaled[face, axis], faces.size) for axis in range(3)], -1)
     length = np.linalg.norm(normals, axis=1, keepdims=True)

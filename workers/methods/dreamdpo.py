@@ -1,6 +1,6 @@
 """DreamDPO: score distillation towards the better of two predictions and away from the worse one.
 
-DreamDPO, arXiv 2502.04370, eq. 6–8 (pairwise examples, comparison, preference-guided optimization).
+DreamDPO, arXiv 2502.04370: pairwise examples, pairwise comparison, preference-guided optimization.
 
     two noised versions of the latents z (two noises at one t) → x̂₀ᵃ, x̂₀ᵇ → judge → winner w, loser l, gap
     target = x̂₀ʷ + β (x̂₀ʷ − x̂₀ˡ) if gap ≥ τ, else x̂₀ʷ;   L = ½ Σ (z − sg[target])² / B
@@ -12,8 +12,8 @@ As z − x̂₀ = (σ/α)(ε̂ − ε), ours is, for a pair at one t and when no
 β times the paper's preference gradient, anchored by plain SDS on the winner. Below τ both are SDS on the winner.
 
 Differs from the paper:
-- The anchor: the paper's first branch is a difference of two predictions, which nothing holds near the data; in
-  x₀-reconstruction that blurred and overshot. β → ∞ is the paper's direction.
+- The anchor: the paper's first branch is a difference of two predictions, which by itself holds nothing near the
+  data; ours adds SDS on the winner. β → ∞ is the paper's direction, β = 0 best-of-two SDS.
 - The loser's prediction is guided like the winner's (the published code guides the winner only).
 - The target is clamped to the range of the latents where the prior has one.
 - The returned loss is a mean over elements, as in `sds`.

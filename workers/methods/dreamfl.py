@@ -1,6 +1,6 @@
 """DreamFL: score distillation that also follows the gradient of a reward.
 
-DreamReward, arXiv 2403.14613, eq. 8–10 (reward feedback learning on score distillation).
+DreamReward, arXiv 2403.14613: Reward3D feedback learning.
 
     L = L_SDS − λ r(I),   d L/d I = d L_SDS/d I − λ · d r/d I
 

@@ -1,6 +1,7 @@
 """Score distillation by x₀-reconstruction: the baseline, and the part that the preference methods share.
 
-MVDream, arXiv 2308.16512, eq. 4 (§3.4 "x₀-reconstruction loss"); score distillation is DreamFusion, 2209.14988, eq. 3.
+MVDream, arXiv 2308.16512: its x₀-reconstruction form of score distillation (DreamFusion, arXiv 2209.14988), as in
+`multiview_diffusion_guidance.py` of the published code.
 
     x_t = α z + σ ε,   x̂₀ = guided and rescaled prediction of the prior at x_t,   L = ½ Σ (z − sg[x̂₀])² / B
 

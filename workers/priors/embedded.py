@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from workers.cameras import Cameras
 from workers.contracts import Prediction, Schedule, Views, asked
 from workers.priors.embedded_unet import MultiViewUNet, SlotEncoder, TextChoices
-from workers.priors.rgba import encode_rgba, latents_to_image
+from workers.priors.rgba import composite, encode_rgba, latents_to_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -149,6 +149,7 @@ class EmbeddedPrior(nn.Module):
     views_per_call = 4
     latent_shape = (4, LATENT_PX, LATENT_PX)
     image_px = LATENT_PX
+    latent_range = (-1.0, 1.0)
 
     def __init__(self, config: EmbeddedConfig) -> None:
         super().__init__()
@@ -192,6 +193,10 @@ class EmbeddedPrior(nn.Module):
     def encode(self, views: Views) -> Tensor:
         """Take renders as premultiplied RGBA in [−1, 1]: (G, V, 4, 32, 32)."""
         return encode_rgba(views)
+
+    def composite(self, views: Views) -> Tensor:
+        """Put renders in front of the project's background: images (G, V, 3, H, W)."""
+        return composite(views.rgb, views.opacity)
 
     @asked("predict")
     @torch.no_grad()

@@ -111,10 +111,10 @@ def glb() -> bytes:
 
 
 @pytest.fixture
-def finish(store: JobStore, objects: ObjectStore) -> Callable[[Lease], None]:
+def finish(store: JobStore, objects: ObjectStore) -> Callable[..., None]:
     """Do what a worker does when a job is done: object first, then the row."""
 
-    def finish(lease: Lease) -> None:
+    def finish(lease: Lease, store: JobStore = store) -> None:
         store.report(lease, stage=Stage.UPLOAD, step=lease.spec.steps, steps_total=lease.spec.steps)
         key = artifact_key(lease.job_id, lease.attempt, "object.glb")
         objects.put(key, GLB, content_type="model/gltf-binary")

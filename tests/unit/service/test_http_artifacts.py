@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from service.jobs.local_store import LocalStore
 from service.jobs.objects import artifact_key
+from service.jobs.store import JobStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import httpx
+    from fastapi import FastAPI
 
     from service.jobs.objects import ObjectStore
     from service.jobs.states import Lease
-    from service.jobs.store import JobStore
+    from service.settings import Settings
 
 
 @pytest.fixture
@@ -124,3 +128,38 @@ def test_a_lost_object_is_not_passed_over(
     answer = http.get(path)
     assert answer.status_code == 500
     assert answer.json()["code"] == "artifact-lost"
+
+
+def test_an_expired_artifact_is_gone(
+    http: httpx.Client, settings: Settings, objects: ObjectStore, finish: Callable[..., None]
+) -> None:
+    job = http.post("/generate", json={"prompt": "a red cube"}).json()
+    forgetful = JobStore(settings.database_url, retention_s=0.0)
+    lease = forgetful.claim("worker")
+    assert lease is not None
+    finish(lease, forgetful)
+    forgetful.close()
+    artifact = http.get(f"/v1/jobs/{job['id']}/artifacts").json()["items"][0]
+    answer = http.get(f"/v1/artifacts/{artifact['id']}/content")
+    assert answer.status_code == 410
+    assert answer.json()["code"] == "artifact-expired"
+
+
+class SigningStore(LocalStore):
+    """Local objects that another server hands out, as S3 does."""
+
+    def presign(self, key: str, expires_s: int, filename: str) -> str | None:
+        return f"https://objects.example/{key}?expires={expires_s}&as={filename}"
+
+
+def test_a_store_that_presigns_hands_the_bytes_out_itself(
+    http: httpx.Client, api: FastAPI, settings: Settings, path: str
+) -> None:
+    api.state.objects = SigningStore(Path(settings.objects_url.removeprefix("file://")))
+    etag = http.head(path).headers["ETag"]
+    answer = http.get(path)
+    assert answer.status_code == 302
+    assert answer.headers["Location"].startswith("https://objects.example/")
+    assert answer.headers["Location"].endswith("expires=300&as=object.glb")
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert http.get(path, headers={"If-None-Match": etag}).status_code == 304

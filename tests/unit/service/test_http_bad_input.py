@@ -6,6 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.jobs.spec import JobRequest
 
 if TYPE_CHECKING:
     import httpx
@@ -167,3 +171,24 @@ def test_a_wrong_method_is_a_405_that_names_the_right_one(http: httpx.Client) ->
     assert answer.status_code == 405
     assert answer.headers["Allow"] == "POST"
     assert answer.json()["code"] == "method-not-allowed"
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=8), inside, max_size=3),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(sorted(JobRequest.model_fields)) | st.text(max_size=8)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    body=ANY_JSON
+    | st.dictionaries(FIELDS, ANY_JSON, max_size=4).map(lambda fields: {"prompt": CUBE} | fields)
+)
+def test_no_body_breaks_the_service(http: httpx.Client, body: Any) -> None:
+    answer = http.post("/generate", content=json.dumps(body).encode("ascii"), headers=JSON)
+    assert answer.status_code in (202, 422, 429), answer.text
+    answer.content.decode("utf-8")
+    if answer.status_code == 422:
+        assert all(error["detail"] for error in answer.json()["errors"])

@@ -58,7 +58,7 @@ def test_a_stream_follows_a_job_live_and_ends_with_it(
                 assert lease is not None
             if frame["event"] == "job.started":
                 threading.Thread(target=finish, args=[lease]).start()
-    assert seen[:2] == ["job.queued", "job.started"]
+    assert [event for event in seen if event != "job.warning"][:2] == ["job.queued", "job.started"]
     assert seen[-1] == "job.succeeded"
 
 
@@ -124,14 +124,15 @@ def test_a_quiet_stream_is_kept_alive(url: str, monkeypatch: pytest.MonkeyPatch)
 def test_a_stream_ends_by_itself_to_be_taken_up_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "MAX_STREAM_S", 0.1)
     job_id = submit(url)
-    assert [frame["event"] for frame in read_all(url, job_id)] == ["job.queued"]
+    assert read_all(url, job_id)[0]["event"] == "job.queued"
 
 
 def test_streams_are_bounded(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "MAX_STREAMS", 1)
     job_id = submit(url)
     with httpx.stream("GET", f"{url}/v1/jobs/{job_id}/events", timeout=20) as response:
-        next(frames(response))
+        live = frames(response)
+        next(live)
         refused = httpx.get(f"{url}/v1/jobs/{job_id}/events")
     assert refused.status_code == 429
     assert refused.json()["code"] == "too-many-streams"

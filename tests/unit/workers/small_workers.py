@@ -13,19 +13,20 @@ from service.jobs.capabilities import PartFacts
 from service.jobs.objects import open_object_store
 from service.jobs.store import JobStore
 from service.settings import Settings
-from tests.unit.workers.small_scenes import TinyReward, ball_prior
+from tests.unit.workers.small_scenes import PX, TinyReward
 from workers.cameras import CameraRig
 from workers.fields.voxel import VoxelField
 from workers.networks import LoadedPrior, LoadedReward, Networks
+from workers.priors.analytic import AnalyticPrior, disk_latents
 from workers.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from service.jobs.objects import ObjectStore
+    from workers.contracts import TrainedField
 
-__all__ = ["Service", "small_networks"]
+__all__ = ["Service", "Watched", "small_networks"]
 
 CARD = RewardCard(
     name="embedded-multiview",
@@ -39,37 +40,67 @@ CARD = RewardCard(
 )
 
 
-def small_networks() -> Networks:
+def small_networks(make_field: Callable[..., TrainedField] | None = None, reward: Any = None) -> Networks:
     """Networks whose scenes step in milliseconds."""
 
     def sample(prompt: str, generator: torch.Generator) -> torch.Tensor:
-        return torch.rand(4, 3, 16, 16, generator=generator)
+        return torch.rand(4, 3, PX, PX, generator=generator)
 
     prior = LoadedPrior(
-        prior=ball_prior(),
+        prior=_prior(),
         facts=PartFacts(weights="sha256:" + "1" * 64),
         rig=CameraRig(),
-        make_field=lambda device: VoxelField(coarse=12, fine=20, device=device),
+        make_field=make_field or (lambda device: VoxelField(coarse=12, fine=20, device=device)),
+        mesh_cells=32,
         shading=None,
         is_truncated=lambda prompt: len(prompt.split()) > 5,
         sample=sample,
     )
-    return Networks({"embedded": prior}, {CARD.name: LoadedReward(TinyReward(), CARD)})
+    return Networks({"embedded": prior}, {CARD.name: LoadedReward(reward or TinyReward(), CARD)})
+
+
+def _prior() -> AnalyticPrior:
+    """A prior that knows a red ball, and something so bright that its square is no number any more."""
+    ball = disk_latents((0.9, 0.1, 0.1), 0.5, PX)
+    return AnalyticPrior({"": ball, "red": ball, "supernova": torch.full_like(ball, 1e30)})
+
+
+class Watched:
+    """A real store, with something said before and after each of its calls: to count them, or to have faults."""
+
+    def __init__(self, real: Any, before: Callable[[str], None], after: Callable[[str], None] = str) -> None:
+        self._real, self._before, self._after = real, before, after
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._real, name)
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            self._before(name)
+            answer = method(*arguments, **keywords)
+            self._after(name)
+            return answer
+
+        return call
 
 
 class Service:
     """The stores of one folder, and workers on them."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
-        defaults: dict[str, Any] = {"report_interval_s": 0.05, "checkpoint_interval_s": 0.1, "torch_threads": 1}
+        defaults: dict[str, Any] = {
+            "report_interval_s": 0.05,
+            "checkpoint_interval_s": 0.1,
+            "torch_threads": 1,
+        }
         self.settings = Settings(data_dir=folder, **(defaults | settings))
         self.store = JobStore(self.settings.database_url)
         self.objects = open_object_store(self.settings.objects_url)
 
     def submit(self, prompt: str = "red", **fields: Any) -> str:
         """Queue a job as a client would; its id."""
-        small = {"seed": 7, "method": "sds", "mesh": {"target_faces": 500, "texture_px": 64}, "steps": 30}
-        admitted = admit({"prompt": prompt} | small | fields, self.store.capabilities(), self.settings)
+        small = {"seed": 7, "method": "sds", "steps": 30, "outputs": {"thumbnail": False}}
+        small["mesh"] = {"target_faces": 500, "texture_px": 64}
+        admitted = admit({"prompt": prompt} | small | fields, small_networks().capabilities(), self.settings)
         document, _ = self.store.submit(admitted.spec)
         return str(document["id"])
 
@@ -83,8 +114,8 @@ class Service:
         self,
         name: str = "w",
         *,
-        store: JobStore | None = None,
-        objects: ObjectStore | None = None,
+        store: Any = None,
+        objects: Any = None,
         load: Callable[[], Networks] = small_networks,
     ) -> Worker:
         """A worker of this service."""

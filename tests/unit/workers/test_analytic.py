@@ -5,18 +5,12 @@ import math
 import pytest
 import torch
 
-from tests.unit.workers.small_scenes import (
-    BLUE,
-    PX,
-    RED,
-    ball_prior,
-    flat_views,
-    make_scene,
-    methods_of_three,
-)
+from service.jobs.spec import SdsMethod
+from tests.unit.workers.small_scenes import BLUE, PX, RED, ball_prior, constant, flat_views, make_scene
 from workers.cameras import CameraRig
 from workers.diffusion import add_noise, alpha_sigma
 from workers.engine import Engine
+from workers.methods import make_method
 from workers.priors.analytic import AnalyticPrior, disk_latents
 from workers.priors.rgba import BACKGROUND_RGB, composite, latents_to_image
 from workers.render import render
@@ -62,8 +56,6 @@ def test_the_prompt_chooses_the_mean_and_nothing_asks_for_their_average() -> Non
 
 def test_encoding_and_decoding_give_the_render_before_the_background() -> None:
     prior = ball_prior()
-    scene = make_scene(prior, methods_of_three(None)["sds"]) if False else None
-    assert scene is None
     latents = disk_latents(RED, 0.5, PX).expand(1, 4, 4, PX, PX)
     views = flat_views(latents, prior)
     torch.testing.assert_close(prior.encode(views).now(), latents)
@@ -90,10 +82,9 @@ def test_a_disk_covers_its_share_of_the_picture() -> None:
 
 
 def test_a_field_under_it_becomes_the_ball_that_the_prompt_names() -> None:
-    from tests.unit.workers.small_scenes import TinyReward
-
     prior = ball_prior()
-    scene = make_scene(prior, methods_of_three(TinyReward())["sds"], prompt="blue", steps_total=150)
+    method = make_method(SdsMethod(guidance_scale=constant(1.0)), None)
+    scene = make_scene(prior, method, prompt="blue", steps_total=150)
     engine = Engine()
     engine.admit(scene)
     while not scene.finished:
@@ -101,4 +92,4 @@ def test_a_field_under_it_becomes_the_ball_that_the_prompt_names() -> None:
     views = render(scene.field, scene.rig.draw(torch.Generator().manual_seed(3)), PX, 48)
     wanted = disk_latents(BLUE, 0.5, PX)
     got = prior.encode(views).now()[0]
-    assert (got - wanted).abs().mean() < 0.06
+    assert (got - wanted).abs().mean() < 0.08

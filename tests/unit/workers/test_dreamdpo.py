@@ -161,7 +161,7 @@ def test_a_pair_differs_in_its_noise_or_in_its_time(pair: Any) -> None:
 
 
 def test_it_prefers_what_its_judge_prefers() -> None:
-    """A judge that wants blue turns an undecided prior's object bluer than SDS does."""
+    """A judge that wants blue turns an undecided prior's object bluer than SDS does, the more the harder it pushes."""
 
     class WantsBlue(TinyReward):
         def values(self, images: Tensor) -> Tensor:
@@ -179,5 +179,8 @@ def test_it_prefers_what_its_judge_prefers() -> None:
         return (views.rgb[:, :, 2] - views.rgb[:, :, 0]).mean().item()
 
     sds = blueness(make_method(SdsMethod(), None))
-    dreamdpo = blueness(make_method(DreamDpoMethod(tau=0.0), WantsBlue()))
-    assert dreamdpo > sds + 0.02
+    weak, strong = (
+        blueness(make_method(DreamDpoMethod(tau=0.0, push=push), WantsBlue())) for push in (2.0, 20.0)
+    )
+    assert weak > sds + 0.003
+    assert strong > weak + 0.008

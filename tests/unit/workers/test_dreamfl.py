@@ -143,7 +143,7 @@ def test_the_decoded_x0_is_scored_at_small_times_only(t: float) -> None:
     seen: list[Tensor] = []
     reward = TinyReward()
     reward.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    knobs = DreamFlMethod(form="guidance2", t_min=constant(t), t_max=constant(t))
+    knobs = DreamFlMethod(form="guidance2", t_min=constant(t), t_max=constant(t), rescale=0.0)
     loss_and_gradient(make_method(knobs, reward), step=30, prior=ball_prior(spread=0.0))
     # x̂₀ is the mean, whose corners are background; the given pictures' corners are noise.
     shows_background = torch.allclose(seen[0][:, :, 0, 0].float(), torch.tensor(BACKGROUND_RGB).expand(4, 3))

@@ -131,9 +131,10 @@ def test_admitting_and_retiring_a_scene_moves_no_other_curve() -> None:
         (fail, RuntimeError, "this method fails"),
         (BackwardFails.apply, RuntimeError, "this backward fails"),
         (lambda loss: loss * torch.nan, NanDivergence, "loss is not a finite number at step 3"),
+        (lambda loss: loss.expand(2), AssertionError, "a scalar loss, not one of shape"),
         (NanGradient.apply, NanDivergence, "gradient of raw_density is not a finite number at step 3"),
     ],
-    ids=["raises", "backward raises", "nan loss", "nan gradient"],
+    ids=["raises", "backward raises", "nan loss", "two losses", "nan gradient"],
 )
 def test_a_scene_that_goes_wrong_ends_alone(harm: Any, error: type[Exception], match: str) -> None:
     scenes, prior, _ = four_scenes()

@@ -175,7 +175,7 @@ def carved_field(resolution: int = 24) -> VoxelField:
     return field
 
 
-def test_skipping_empty_space_gives_the_same_picture_and_gradient() -> None:
+def test_skipping_empty_space_changes_neither_picture_nor_gradient() -> None:
     field = carved_field()
     cameras = orbit_cameras(torch.arange(4.0)[None] * 90 + 20, torch.tensor(15.0), 3.6, 40.0)
     assert field.occupancy.float().mean() < 0.4

@@ -1,0 +1,99 @@
+"""The pool without Ray: it keeps workers alive, tells of the dead, and ends in time."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+from workers.pool import Pool
+
+
+@dataclass
+class Hand:
+    """A worker of flesh: it lives until told otherwise."""
+
+    name: str
+    alive: bool = True
+    obedient: bool = True
+    killed: bool = False
+
+    def is_alive(self) -> bool:
+        return self.alive
+
+    def drain(self, timeout_s: float) -> bool:
+        return self.obedient
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+@dataclass
+class Farm:
+    """A pool of such workers, with a clock to turn."""
+
+    wanted: int
+    now: float = 0.0
+    hands: list[Hand] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    database_answers: bool = True
+
+    def __post_init__(self) -> None:
+        self.pool = Pool(self.wanted, self.start, self.tell, clock=lambda: self.now)
+        self.pool.tend()
+
+    def start(self, name: str) -> Hand:
+        self.hands.append(Hand(name))
+        return self.hands[-1]
+
+    def tell(self, name: str) -> None:
+        if not self.database_answers:
+            raise ConnectionError
+        self.lost.append(name)
+
+
+def test_it_starts_what_is_wanted_and_replaces_the_dead_under_a_new_name() -> None:
+    farm = Farm(wanted=2)
+    assert len(farm.pool.names) == 2
+    farm.now = 100.0
+    dead = farm.hands[0]
+    dead.alive = False
+    farm.pool.tend()
+    assert farm.lost == [dead.name]
+    assert len(farm.pool.names) == 2
+    assert dead.name not in farm.pool.names
+
+
+def test_workers_that_die_young_are_replaced_ever_more_slowly() -> None:
+    farm = Farm(wanted=1)
+    starts = [farm.now]
+    while len(starts) < 5:
+        farm.hands[-1].alive = False
+        known = len(farm.hands)
+        farm.pool.tend()
+        while len(farm.hands) == known:
+            farm.now += 0.5
+            farm.pool.tend()
+        starts.append(farm.now)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(starts)]
+    assert pauses == [0.0, 1.0, 2.0, 4.0]
+    assert farm.pool.is_troubled
+
+
+def test_a_death_that_the_database_did_not_hear_of_is_told_again() -> None:
+    farm = Farm(wanted=1, database_answers=False)
+    farm.hands[0].alive = False
+    farm.pool.tend()
+    assert farm.lost == []
+    farm.database_answers = True
+    farm.pool.tend()
+    assert farm.lost == [farm.hands[0].name]
+
+
+def test_draining_ends_all_and_tells_of_those_that_did_not_obey() -> None:
+    farm = Farm(wanted=3)
+    farm.hands[1].obedient = False
+    farm.pool.drain(timeout_s=1.0)
+    assert all(hand.killed for hand in farm.hands)
+    assert farm.lost == [farm.hands[1].name]
+    farm.pool.tend()
+    assert farm.pool.names == ()

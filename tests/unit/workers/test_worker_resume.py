@@ -1,0 +1,170 @@
+"""What a job keeps when its worker goes: checkpoints, the same bits at the end, and one result."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from service.jobs.objects import checkpoint_key
+from tests.unit.workers.small_workers import Service, Watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+STEPS = 60
+KILLED = 137
+
+
+def undisturbed_field(folder: Path, **fields: Any) -> str:
+    """The digest of the final field of a job that nothing happens to."""
+    service = Service(folder)
+    (job,) = service.finish(service.submit(steps=STEPS, **fields))
+    return str(job["result"]["provenance"]["field_sha256"])
+
+
+def live_until_killed(folder: Path, hop: str, count: int, after: bool) -> None:
+    """Be a worker process that dies like one that is killed: at the `count`-th call of `hop`, before or after it."""
+    service = Service(folder)
+    calls = 0
+
+    def die(name: str) -> None:
+        nonlocal calls
+        calls += name == hop
+        if name == hop and calls == count:
+            os._exit(KILLED)
+
+    hooks: tuple[Callable[[str], None], Callable[[str], None]] = (str, die) if after else (die, str)
+    store, objects = Watched(service.store, *hooks), Watched(service.objects, *hooks)
+    service.worker("doomed", store=store, objects=objects).run()
+
+
+def kill_a_worker_at(folder: Path, hop: str, count: int = 1, *, after: bool = False) -> None:
+    """Let a worker process live until it is killed at this hop."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__, "torch.optim.adam", "torch._dynamo"])
+    process = processes.Process(target=live_until_killed, args=(folder, hop, count, after))
+    process.start()
+    process.join(60)
+    assert process.exitcode == KILLED, f"the worker met no call {count} of {hop}"
+
+
+def succeeded_once(service: Service, job_id: str) -> dict[str, Any]:
+    """Let a new worker end the job; check that there is one result, whole and stored."""
+    service.store.worker_lost("doomed")
+    (job,) = service.finish(job_id)
+    assert job["status"] == "succeeded", job["error"]
+    types = [event["type"] for event in service.store.events(job_id)]
+    assert types.count("job.succeeded") == 1
+    artifacts = service.store.artifacts(job_id)
+    assert [one["kind"] for one in artifacts] == ["glb", "report"]
+    for document in artifacts:
+        _, key = service.store.artifact(document["id"])
+        assert hashlib.sha256(service.objects.get(key)).hexdigest() == document["sha256"]
+    assert [one["outcome"] for one in job["attempts"]][:-1] == ["worker_lost"] * (len(job["attempts"]) - 1)
+    return job
+
+
+HOPS = [
+    ("claim", 1, True),
+    ("report", 1, False),
+    ("report", 4, True),
+    ("put", 1, False),  # a checkpoint
+    ("put", 1, True),
+    ("put", 2, True),
+    ("finish", 1, False),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hop", "count", "after"), HOPS)
+def test_a_worker_killed_between_any_two_hops_loses_nothing_and_doubles_nothing(
+    tmp_path: Path, hop: str, count: int, after: bool
+) -> None:
+    service = Service(tmp_path)
+    job_id = service.submit(steps=STEPS)
+    kill_a_worker_at(tmp_path, hop, count, after=after)
+    job = succeeded_once(service, job_id)
+    assert len(job["attempts"]) == 2
+
+
+@pytest.mark.slow
+def test_a_worker_killed_after_it_published_leaves_a_finished_job(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    job_id = service.submit(steps=5)
+    kill_a_worker_at(tmp_path, "finish", after=True)
+    job = succeeded_once(service, job_id)
+    assert len(job["attempts"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sds", "dreamdpo"])
+def test_a_killed_and_resumed_job_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
+    expected = undisturbed_field(tmp_path / "calm", method=method)
+    service = Service(tmp_path / "rough")
+    job_id = service.submit(steps=STEPS, method=method)
+    kill_a_worker_at(tmp_path / "rough", "put", 3)  # two checkpoints are stored by then
+    job = succeeded_once(service, job_id)
+    assert job["attempts"][1]["resumed_from_step"] > 0
+    assert job["result"]["provenance"]["field_sha256"] == expected
+
+
+def test_a_drained_worker_gives_its_job_back_where_it_was(tmp_path: Path) -> None:
+    service = Service(tmp_path / "drained", checkpoint_interval_s=1000)
+    job_id = service.submit(steps=STEPS)
+
+    def under_way() -> bool:
+        progress = service.job(job_id)["progress"]
+        return bool(progress) and progress["step"] >= 10
+
+    service.run_until(under_way, service.worker("drained"))
+    job = service.job(job_id)
+    assert job["status"] == "queued"
+    assert job["failures"] == 0
+    (job,) = service.finish(job_id)
+    assert job["status"] == "succeeded"
+    assert job["attempts"][1]["resumed_from_step"] >= 10
+    assert job["result"]["provenance"]["field_sha256"] == undisturbed_field(tmp_path / "calm")
+
+
+@pytest.mark.parametrize("damage", ["torn", "missing", "foreign"])
+def test_a_checkpoint_that_is_not_whole_falls_back_to_the_one_before(tmp_path: Path, damage: str) -> None:
+    service = Service(tmp_path)
+    job_id = service.submit(steps=2_000)
+    kept: list[Path] = []
+
+    def two_checkpoints() -> bool:
+        kept[:] = sorted(tmp_path.rglob("*.safetensors"))
+        return len(kept) >= 2 and service.job(job_id)["progress"]["step"] >= 10
+
+    first = service.worker("first")
+    service.run_until(two_checkpoints, first)  # draining adds a last one
+    lease = service.store.claim("reader")
+    newest, before = lease.checkpoints
+    service.store.release(lease)
+    (path,) = [one for one in tmp_path.rglob("*.safetensors") if str(one).endswith(newest.key)]
+    match damage:
+        case "torn":
+            path.write_bytes(path.read_bytes()[:1000])
+        case "missing":
+            path.unlink()
+        case "foreign":
+            path.write_bytes(b"not a checkpoint")
+
+    def resumed() -> bool:
+        attempts = service.job(job_id)["attempts"]
+        return len(attempts) == 3 and attempts[2]["resumed_from_step"] == before.step
+
+    service.run_until(resumed, service.worker("second"))
+
+
+def test_no_checkpoint_outlives_its_job(tmp_path: Path) -> None:
+    service = Service(tmp_path, checkpoint_interval_s=0.01)
+    job_id = service.submit(steps=40)
+    service.finish(job_id)
+    assert not service.objects.head(checkpoint_key(job_id, 1, 40))
+    assert not list(tmp_path.rglob("*.safetensors"))

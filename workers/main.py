@@ -1,0 +1,110 @@
+"""The console script: the client's commands of `service.cli`, and those that run things. The composition root.
+
+What is heavy is imported inside the commands, so that `dreamserve --help` is instant and needs no torch.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli import app
+from service.client import DEFAULT_URL
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+__all__ = ["main"]
+
+DEFAULT_PORT = int(DEFAULT_URL.rpartition(":")[2])
+MAX_DEFAULT_THREADS = 2
+"""Threads of a worker beyond which the small networks of the embedded default gain nothing."""
+
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, objects and logs.")]
+
+
+@app.command()
+def up(
+    host: Annotated[str, typer.Option(help="Address to listen at; loopback only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = DEFAULT_PORT,
+    data_dir: DataDir = None,
+    workers: Annotated[int | None, typer.Option(min=0, max=64, help="Worker processes.")] = None,
+) -> None:
+    """Run the embedded service (API and workers) until Ctrl-C; prints {"url": …} when it is ready."""
+    from workers.up import run_service
+    from workers.weights import check_weights
+
+    if not _is_loopback(host):
+        _refuse(
+            f"--host {host} would open this service, which asks nobody who they are, to the network. "
+            "Use a loopback address (127.0.0.1, ::1), and a proxy that authenticates in front of it."
+        )
+    settings = _settings(data_dir=data_dir, workers=workers)
+    try:
+        check_weights()
+    except FileNotFoundError as error:
+        _refuse(str(error))
+    try:
+        status = run_service(settings, host, port)
+    except OSError as error:
+        _refuse(f"cannot listen at {host}:{port}: {error.strerror or error}. Choose another --port, or 0.")
+    raise typer.Exit(status)
+
+
+@app.command()
+def worker(
+    data_dir: DataDir = None,
+    name: Annotated[str | None, typer.Option(help="Its name in the jobs' attempts.")] = None,
+) -> None:
+    """Run one worker in this process, without Ray (for debugging); Ctrl-C drains it."""
+    import logging
+    import signal
+
+    from workers.pool import build_worker
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = _settings(data_dir=data_dir)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    alone = build_worker(settings, name or f"worker-{os.getpid()}")
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: alone.drain())
+    alone.run()
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _settings(**given: Any) -> Settings:
+    """Read the operator's settings; what the command line gives wins."""
+    from service.settings import Settings
+
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    if settings.torch_threads is None:
+        share = (os.cpu_count() or 1) // max(1, settings.workers)
+        threads = max(1, min(MAX_DEFAULT_THREADS, share))
+        settings = settings.model_copy(update={"torch_threads": threads})
+    return settings
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse(sentence: str) -> None:
+    typer.echo(f"Error: {sentence}", err=True)
+    raise typer.Exit(2)
+
+
+if __name__ == "__main__":
+    main()

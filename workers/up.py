@@ -1,0 +1,214 @@
+"""The embedded service on loopback: a private Ray cluster with the HTTP frontend, the rewards and the workers.
+
+Everything started here ends with this process: in good order on SIGTERM or Ctrl-C, and also when it is killed
+(Ray's processes notice that their parent is gone).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from service.settings import Settings
+
+__all__ = ["private_ray", "run_service"]
+
+READY_S = 120.0
+"""How long the frontend may take to answer; it takes seconds on an idle machine."""
+DRAIN_S = 15.0
+"""What workers get to checkpoint and give back their jobs, of the 30 s in which all has ended."""
+END_S = 28.0
+STAND_BY_S = 2.0
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Ray's shared memory: only pictures on their way to a reward and back lie in it, some MiB at a time."""
+FOLDER_PREFIX = "dreamserve-"
+
+
+class _Stop:
+    """Whether this process was told to end. A second signal ends the waiting for a good order."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def listen(self) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(each, self._on_signal)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self.event.is_set():
+            raise KeyboardInterrupt
+        self.event.set()
+
+
+def run_service(settings: Settings, host: str, port: int) -> int:
+    """Run the service until a signal says otherwise; the exit status.
+
+    `port` 0 takes a free one. Prints one JSON line with the URL on stdout when /readyz answers.
+    """
+    port = _free_port(host, port)
+    stop = _Stop()
+    stop.listen()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    _say(f"Starting: {settings.workers} worker(s), data in {settings.data_dir} …")
+    with private_ray(), contextlib.ExitStack() as ending:
+        stop.listen()  # Ray has put its own handlers in place
+        if stop.event.is_set():
+            return 0
+        scaler = _start_everything(settings, host, port)
+        ending.callback(_drain, scaler)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if not _wait_until_ready(url, stop.event):
+            if stop.event.is_set():
+                return 0
+            _say(
+                f"Error: {url}/readyz did not answer within {READY_S:.0f} s. Look into {settings.data_dir}/logs."
+            )
+            return 1
+        print(json.dumps({"url": url}), flush=True)
+        _say(
+            f"Ready at {url} (documentation at {url}/docs). Ctrl-C ends it; unfinished jobs go on next time."
+        )
+        _stand_by(scaler, stop.event, settings)
+        _say("Ending: jobs under way are saved …")
+    return 0
+
+
+def _stand_by(scaler: Any, stop: threading.Event, settings: Settings) -> None:
+    """Wait for the end, and say so if workers keep dying: jobs would wait in silence."""
+    import ray
+
+    told = False
+    while not stop.wait(STAND_BY_S):
+        if not told and ray.get(scaler.is_troubled.remote()):
+            _say(
+                f"Workers keep dying: see {settings.data_dir / 'logs' / 'workers.log'}. New ones are being tried."
+            )
+            told = True
+
+
+def _start_everything(settings: Settings, host: str, port: int) -> Any:
+    """Start frontend, rewards and pool on the connected cluster; the pool scaler's handle.
+
+    The frontend first: it takes jobs while workers load, which would only slow its start on a small machine.
+    """
+    from ray import serve
+
+    from service.http.app import build_app
+    from workers.pool import start_pool
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+    serve.run(build_app(settings), route_prefix="/")
+    return start_pool(settings)
+
+
+@contextlib.contextmanager
+def private_ray() -> Iterator[None]:
+    """Connect to a Ray cluster of our own, reachable from this machine and with a secret only."""
+    # Read by Ray when it is imported, and inherited by all its processes.
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Despite its name: without it Ray's node is at the machine's address, and its servers listen everywhere.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    import ray
+
+    folder = _session_folder()
+    try:
+        ray.init(
+            address="local",  # never join a cluster that happens to run here
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            num_cpus=4,
+            num_gpus=0,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder),
+        )
+        yield
+    finally:
+        # Whatever hangs: when this process is gone, the kernel and Ray end the rest.
+        watchdog = threading.Timer(END_S - DRAIN_S, os._exit, [1])
+        watchdog.daemon = True
+        watchdog.start()
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        watchdog.cancel()
+
+
+def _session_folder() -> Path:
+    """Make a folder for Ray's sockets and logs, and remove those of services that were killed.
+
+    Its path must be short: a Unix socket's has 107 characters at most.
+    """
+    base = Path("/tmp")  # noqa: S108 - mkdtemp makes a folder that is ours alone
+    base = base if base.is_dir() else Path(tempfile.gettempdir())
+    for left in base.glob(f"{FOLDER_PREFIX}*"):
+        pid = left.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=base))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _drain(scaler: Any) -> None:
+    import ray
+
+    try:
+        ray.get(scaler.drain.remote(DRAIN_S), timeout=DRAIN_S + 2)
+    except (Exception, KeyboardInterrupt) as error:
+        _say(
+            f"Not all workers could save their jobs ({type(error).__name__}); they resume from older checkpoints."
+        )
+
+
+def _wait_until_ready(url: str, stop: threading.Event) -> bool:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline and not stop.is_set():
+        with (
+            contextlib.suppress(urllib.error.URLError, OSError),
+            urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer,  # noqa: S310 - our own http:// URL
+        ):
+            return bool(answer.status == 200)
+        stop.wait(0.1)
+    return False
+
+
+def _free_port(host: str, port: int) -> int:
+    """Check that a port can be had, or choose one; raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        return int(probe.getsockname()[1])
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

@@ -1,0 +1,38 @@
+"""Which networks this release ships, where their weights lie, and how to load one; itself it needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reward_models.contracts import RewardModel
+
+__all__ = ["EMBEDDED_PRIOR", "REWARD_NAMES", "check_weights", "load_reward"]
+
+_EMBEDDED = Path(__file__).parent / "embedded" / "weights"
+EMBEDDED_PRIOR = _EMBEDDED / "embedded-prior.safetensors"
+_REWARDS = {"embedded-multiview": _EMBEDDED / "embedded-multiview-reward.safetensors"}
+REWARD_NAMES = tuple(_REWARDS)
+
+
+def check_weights() -> None:
+    """Raise FileNotFoundError, saying what to do, unless all files are there."""
+    missing = [path for path in (EMBEDDED_PRIOR, *_REWARDS.values()) if not path.exists()]
+    if missing:
+        names = " and ".join(path.name for path in missing)
+        raise FileNotFoundError(
+            f"the embedded models are not whole: {names} is not in {_EMBEDDED}. "
+            "Restore the shipped files, or make them anew with `make train-embedded`"
+        )
+
+
+def load_reward(name: str) -> RewardModel:
+    """Load one reward network into this process; raises ValueError when its file is missing or damaged."""
+    match name:
+        case "embedded-multiview":
+            from reward_models.embedded import load_embedded_reward
+
+            return load_embedded_reward(_REWARDS[name])
+        case _:
+            raise ValueError(f"there is no reward '{name}'; this release has {', '.join(REWARD_NAMES)}")
