@@ -45,6 +45,8 @@ class Attempt:
     """Whether it has had the worker's engine to itself."""
     untold_resumption: int | None = None
     """The step it began at, if that is not the newest checkpoint's, as the claim supposed."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """What the steering reward said in the last step."""
     untold_warnings: list[dict[str, str]] = field(default_factory=list)
     untold_checkpoint: Checkpoint | None = None
     cancel_requested: bool = False
@@ -52,10 +54,11 @@ class Attempt:
     ended: bool = False
     """The worker has said its last word about this attempt, or was told that it has none."""
     renewed_at: float = field(init=False)
+    scores_told_at: float = field(init=False)
     _paced: tuple[float, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.renewed_at = self.claimed_at
+        self.renewed_at = self.scores_told_at = self.claimed_at
         self._paced = (self.claimed_at, 0)
 
     def enter(self, stage: Stage) -> None:

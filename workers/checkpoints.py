@@ -64,9 +64,9 @@ class CheckpointWriter:
         self._thread.start()
 
     def save(self, attempt: Attempt, scene: Scene) -> bool:
-        """Begin to save a scene as it is now; False while its previous checkpoint is still on its way."""
+        """Begin to save a scene as it is now; False while its previous checkpoint is not in the row yet."""
         job_id = attempt.lease.job_id
-        if job_id in self._uploading:
+        if job_id in self._uploading or attempt.untold_checkpoint is not None:
             return False
         data, step = save_checkpoint(scene), scene.step
         self._uploading.add(job_id)

@@ -47,11 +47,14 @@ class Case(NamedTuple):
 
 
 def single_prompts(seed: int = 11) -> list[Description]:
-    """Every basic shape twice, each everyday object once in its own color and some in a named one."""
+    """Every basic shape in two colors, each everyday object in its own color and some in a named one."""
     rng = np.random.default_rng(seed)
-    shapes = [Thing(shape, str(rng.choice(COLORS))) for shape in SHAPES for _ in range(2)]
-    everyday = [Thing(name, None) for name in EVERYDAY]
-    return [Description(thing, None, "single") for thing in (*shapes, *everyday)]
+    things = [Thing(shape, str(color)) for shape in SHAPES for color in rng.choice(COLORS, 2, replace=False)]
+    things += [Thing(name, None) for name in EVERYDAY]
+    things += [
+        Thing(name, str(rng.choice(COLORS))) for name in ("chair", "mug", "car", "tree", "mushroom", "lamp")
+    ]
+    return [Description(thing, None, "single") for thing in things]
 
 
 def held_out_pairs(count: int, seed: int = 12) -> list[Description]:
@@ -208,7 +211,7 @@ def main() -> None:
     )
     parser.add_argument("--methods", default="sds", help="comma-separated")
     parser.add_argument("--pairs", type=int, default=32, help="held-out pairs")
-    parser.add_argument("--singles", type=int, default=30, help="single shapes and everyday objects")
+    parser.add_argument("--singles", type=int, default=36, help="single shapes and everyday objects")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2, help="one thread each")
     parser.add_argument("--folder", type=Path, default=Path("build/eval"))

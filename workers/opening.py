@@ -10,11 +10,13 @@ from workers.methods import make_method
 from workers.scene import Scene
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from service.jobs.spec import JobSpec
     from workers.contracts import Reward
     from workers.networks import LoadedPrior, Networks
 
-__all__ = ["make_scene", "prior_of", "prompt_warnings"]
+__all__ = ["make_scene", "prior_of", "prompt_warnings", "steering_reward"]
 
 
 def make_scene(spec: JobSpec, networks: Networks) -> Scene:
@@ -24,7 +26,7 @@ def make_scene(spec: JobSpec, networks: Networks) -> Scene:
         prompt=spec.prompt,
         negative_prompt=spec.negative_prompt,
         prior=loaded.prior,
-        method=make_method(spec.method, _steering_reward(spec, networks)),
+        method=make_method(spec.method, _reward_of(spec, networks)),
         field=loaded.make_field(networks.device),
         rig=loaded.rig,
         seed=spec.seed,
@@ -52,9 +54,13 @@ def prompt_warnings(spec: JobSpec, loaded: LoadedPrior) -> list[dict[str, str]]:
     return warnings
 
 
-def _steering_reward(spec: JobSpec, networks: Networks) -> Reward | None:
-    """The reward that steers: the method's judge, else the first of the job's rewards."""
-    name = getattr(spec.method, "judge", None) or next((use.name for use in spec.rewards), None)
+def steering_reward(spec: JobSpec) -> str | None:
+    """Name the reward that steers: the method's judge, else the first of the job's rewards."""
+    return getattr(spec.method, "judge", None) or next((use.name for use in spec.rewards), None)
+
+
+def _reward_of(spec: JobSpec, networks: Networks) -> Reward | None:
+    name = steering_reward(spec)
     if name is None:
         return None
     if name not in networks.rewards:
@@ -62,7 +68,6 @@ def _steering_reward(spec: JobSpec, networks: Networks) -> Reward | None:
     return networks.rewards[name].reward
 
 
-def _missing(kind: str, name: str, held: object) -> WeightsMissing:
-    assert isinstance(held, dict)
+def _missing(kind: str, name: str, held: Iterable[str]) -> WeightsMissing:
     names = ", ".join(held) or "none"
     return WeightsMissing(f"this worker holds no {kind} '{name}' (only: {names}); choose one that it holds")

@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from reward_models.actor import RemoteReward
     from service.settings import Settings
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "dreamserve"
 """Of all named actors."""
+NAME_PREFIX = "worker-"
 TEND_EVERY_S = 0.5
 ANSWER_S = 5.0
 """How long a worker may take to answer a ping before it is merely noted as slow."""
@@ -114,8 +115,9 @@ def write_log(settings: Settings) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / "workers.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
-    logging.getLogger().setLevel(logging.INFO)
+    for ours in ("service", "workers", "reward_models"):
+        logging.getLogger(ours).addHandler(handler)
+        logging.getLogger(ours).setLevel(logging.INFO)
 
 
 # ---- as many workers as are wanted
@@ -139,14 +141,18 @@ class Pool:
         wanted: int,
         start: Callable[[str], WorkerHandle],
         lost: Callable[[str], object],
+        living: Iterable[WorkerHandle] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`start` makes a worker of a given name, `lost` is told the name of one that died."""
+        """`start` makes a worker of a given name, `lost` is told the name of one that died.
+
+        `living` are workers that another pool has started, before it died itself.
+        """
         self._wanted = wanted
         self._start = start
         self._lost = lost
         self._clock = clock
-        self._workers: dict[str, tuple[WorkerHandle, float]] = {}
+        self._workers = {handle.name: (handle, clock()) for handle in living}
         self._untold: list[str] = []
         self._pause_s = 0.0
         self._not_before = clock()
@@ -171,7 +177,7 @@ class Pool:
                 self._pause(self._clock() - born)
         self._tell()
         while len(self._workers) < self._wanted and self._clock() >= self._not_before:
-            name = f"worker-{uuid.uuid4().hex[:8]}"
+            name = f"{NAME_PREFIX}{uuid.uuid4().hex[:8]}"
             self._workers[name] = (self._start(name), self._clock())
 
     def drain(self, timeout_s: float) -> None:
@@ -220,7 +226,8 @@ class PoolScaler:
 
         write_log(settings)
         store = JobStore(settings.database_url)
-        self._pool = Pool(settings.workers, functools.partial(_RayWorker, settings), store.worker_lost)
+        start = functools.partial(_start_worker, settings)
+        self._pool = Pool(settings.workers, start, store.worker_lost, _living_workers())
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tend", daemon=True)
         self._thread.start()
@@ -248,18 +255,9 @@ class PoolScaler:
 class _RayWorker:
     """A `WorkerHandle` on a Ray actor."""
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, name: str, handle: Any) -> None:
         self.name = name
-        actor = ray.remote(WorkerActor).options(
-            name=name,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            num_cpus=0.1,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=2,
-        )
-        self._handle: Any = actor.remote(settings, name)
+        self._handle = handle
 
     def is_alive(self) -> bool:
         try:
@@ -279,6 +277,31 @@ class _RayWorker:
 
     def kill(self) -> None:
         ray.kill(self._handle)
+
+
+def _start_worker(settings: Settings, name: str) -> _RayWorker:
+    # Detached: workers outlive a scaler that dies, and the next one takes them over.
+    actor = ray.remote(WorkerActor).options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        num_cpus=0.1,
+        max_restarts=0,
+        max_task_retries=0,
+        max_concurrency=2,
+    )
+    return _RayWorker(name, actor.remote(settings, name))
+
+
+def _living_workers() -> list[_RayWorker]:
+    """Find the workers of this cluster, whoever has started them."""
+    named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+    names = [one["name"] for one in named if one["namespace"] == NAMESPACE]
+    return [
+        _RayWorker(name, ray.get_actor(name, namespace=NAMESPACE))
+        for name in names
+        if name.startswith(NAME_PREFIX)
+    ]
 
 
 def start_pool(settings: Settings) -> Any:

@@ -33,9 +33,9 @@ __all__ = ["private_ray", "run_service"]
 
 READY_S = 120.0
 """How long the frontend may take to answer; it takes seconds on an idle machine."""
-DRAIN_S = 15.0
-"""What workers get to checkpoint and give back their jobs, of the 30 s in which all has ended."""
-END_S = 28.0
+DRAIN_S, DRAIN_SLACK_S, SHUTDOWN_S = 12.0, 6.0, 10.0
+"""What workers get to checkpoint and give back their jobs, what asking them may take beyond that, and what Ray gets
+to end its processes: together less than the 30 s in which everything is promised to have ended."""
 STAND_BY_S = 2.0
 OBJECT_STORE_BYTES = 128 * 2**20
 """Ray's shared memory: only pictures on their way to a reward and back lie in it, some MiB at a time."""
@@ -146,7 +146,7 @@ def private_ray() -> Iterator[None]:
         yield
     finally:
         # Whatever hangs: when this process is gone, the kernel and Ray end the rest.
-        watchdog = threading.Timer(END_S - DRAIN_S, os._exit, [1])
+        watchdog = threading.Timer(SHUTDOWN_S, os._exit, [1])
         watchdog.daemon = True
         watchdog.start()
         ray.shutdown()
@@ -182,7 +182,7 @@ def _drain(scaler: Any) -> None:
     import ray
 
     try:
-        ray.get(scaler.drain.remote(DRAIN_S), timeout=DRAIN_S + 2)
+        ray.get(scaler.drain.remote(DRAIN_S), timeout=DRAIN_S + DRAIN_SLACK_S)
     except (Exception, KeyboardInterrupt) as error:
         _say(
             f"Not all workers could save their jobs ({type(error).__name__}); they resume from older checkpoints."

@@ -5,6 +5,7 @@ One thread lives this life; beside it the reporter speaks to the job store and t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -19,7 +20,7 @@ from workers.attempt import Attempt, Verdict
 from workers.checkpoints import CheckpointWriter, open_scene
 from workers.ending import Ending
 from workers.engine import Engine
-from workers.opening import make_scene, prior_of, prompt_warnings
+from workers.opening import make_scene, prior_of, prompt_warnings, steering_reward
 from workers.reporter import Reporter
 from workers.worker_seconds import WorkerSeconds
 
@@ -123,7 +124,8 @@ class Worker:
         finally:
             self._checkpoints.stop()
             self._reporter.stop()
-        self._store.retire(self.name)
+        with contextlib.suppress(StoreUnavailable):  # its rows run out by themselves
+            self._store.retire(self.name)
 
     # ---- taking jobs
 
@@ -187,6 +189,9 @@ class Worker:
             one = held[id(outcome.scene)]
             one.attempt.step = one.scene.step
             one.attempt.alone &= len(held) == 1
+            steering = steering_reward(one.attempt.lease.spec)
+            if steering is not None and "reward" in outcome.readings:
+                one.attempt.scores = {steering: outcome.readings["reward"]}
             if outcome.error is not None:
                 self._held.remove(one)
                 self._ending.fail(one.attempt, outcome.error)
@@ -229,6 +234,7 @@ class Worker:
         """Checkpoint what is under way and return it to the queue, where it costs no failure."""
         self._reporter.announce("draining")
         self._checkpoints.flush(FLUSH_S)
+        self._reporter.report_all()
         for one in tuple(self._held):
             self._let_go(one)
             self._checkpoints.save(one.attempt, one.scene)

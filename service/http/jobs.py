@@ -128,8 +128,13 @@ def list_artifacts(job_id: JobId, store: Store) -> dict[str, Any]:
 
 
 def _submit(store: JobStore, settings: Settings, body: Any, idempotency_key: str | None) -> dict[str, Any]:
+    body_hash = None
+    if idempotency_key is not None:
+        # First, since a repeated request gets its first answer even if workers have changed what they can do.
+        body_hash = _hash(body)
+        if known := store.submitted_before(idempotency_key, body_hash):
+            return known
     admitted = admit(body, store.capabilities(), settings)
-    body_hash = None if idempotency_key is None else _hash(body)
     job, _ = store.submit(
         admitted.spec, idempotency_key=idempotency_key, body_hash=body_hash, warnings=admitted.warnings
     )

@@ -89,29 +89,26 @@ class Transaction:
 
 
 class Database:
-    """A pool of connections to `url`, with the tables made."""
+    """A pool of connections to `url`; the tables are made at the first use, so that it may start before its server."""
 
     def __init__(self, url: str, clock: Clock = database_time) -> None:
         self._clock = clock
         parsed = sa.make_url(url)
-        with _outages_named():
-            self._engine = (
-                _connect_sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _connect(parsed)
-            )
-            self._writer = self._engine.execution_options(writes=True)
-            self._reader = _snapshots(self._engine)
-            self._make_tables()
+        self._engine = _connect_sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _connect(parsed)
+        self._writer = self._engine.execution_options(writes=True)
+        self._reader = _snapshots(self._engine)
+        self._has_tables = False
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
         """Open a transaction that sees one consistent state and writes nothing."""
-        with _outages_named(), self._reader.begin() as connection:
+        with _outages_named(), self._prepared(self._reader).begin() as connection:
             yield Transaction(connection, self._clock(connection))
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
         """Open a transaction that commits at the end of the block, or changes nothing when it raises."""
-        with _outages_named(), self._writer.begin() as connection:
+        with _outages_named(), self._prepared(self._writer).begin() as connection:
             tx = Transaction(connection, self._clock(connection))
             yield tx
             tx.write_counts()
@@ -120,11 +117,15 @@ class Database:
         """Close all connections."""
         self._engine.dispose()
 
-    def _make_tables(self) -> None:
-        with self._writer.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SETUP_LOCK)))
-            tables.metadata.create_all(connection)
+    def _prepared(self, engine: sa.Engine) -> sa.Engine:
+        """Make the tables unless this process has seen them; any number of processes may do it at once."""
+        if not self._has_tables:
+            with self._writer.begin() as connection:
+                if connection.dialect.name == "postgresql":
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SETUP_LOCK)))
+                tables.metadata.create_all(connection)
+            self._has_tables = True
+        return engine
 
 
 # PostgreSQL refuses NaN in JSON, so SQLite does too.

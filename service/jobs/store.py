@@ -96,6 +96,12 @@ class JobStore:
         assert document is not None
         return document, known is None
 
+    def submitted_before(self, idempotency_key: str, body_hash: str) -> Document | None:
+        """Find the job that this key has made; raises `IdempotencyKeyReused` if it came with another body."""
+        with self._database.reading() as tx:
+            known = _known_job(tx, idempotency_key, body_hash)
+            return None if known is None else reading.get(tx, known)
+
     def get(self, job_id: str) -> Document | None:
         """Tell the whole truth about one job; None when it never existed."""
         with self._database.reading() as tx:

@@ -97,9 +97,15 @@ class Up:
         """Wait for a job's success."""
         return self.wait_for(job_id, lambda job: job["status"] == "succeeded")
 
-    def process_named(self, title: str) -> int:
-        """The one process of this service with this title."""
-        (pid,) = [pid for pid, line in descendants(self.process.pid).items() if line.startswith(title)]
+    def actors(self, kind: str) -> list[int]:
+        """The processes of this service's actors of a class."""
+        # Their titles are ray::KIND, or ray::NAME:KIND.METHOD while they do something.
+        lines = descendants(self.process.pid).items()
+        return [pid for pid, line in lines if line.startswith("ray::") and kind in line]
+
+    def actor(self, kind: str) -> int:
+        """The process of the only such actor."""
+        (pid,) = self.actors(kind)
         return pid
 
     def terminate(self) -> tuple[int, float]:

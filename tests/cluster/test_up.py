@@ -34,8 +34,7 @@ def test_a_prompt_becomes_a_mesh_over_http_and_the_end_leaves_nothing(up: Callab
     assert hashlib.sha256(content).hexdigest() == glb["sha256"]
 
     started = descendants(service.process.pid)
-    assert any("ray::WorkerActor" in line for line in started.values())
-    assert any("ray::RewardActor" in line for line in started.values())
+    assert {service.actor("WorkerActor"), service.actor("RewardActor")} <= started.keys()
     status, seconds = service.terminate()
     assert status == 0, service.errors.read_text()
     assert seconds < 30
@@ -49,7 +48,7 @@ def test_a_killed_worker_is_replaced_and_its_job_ends_with_the_same_bits(up: Cal
     spec = {"steps": STEPS, "seed": 3, "method": "sds"}
     job_id = service.submit(**spec)
     service.wait_for(job_id, lambda job: step_of(job) >= STEPS // 2)
-    os.kill(service.process_named("ray::WorkerActor"), signal.SIGKILL)
+    os.kill(service.actor("WorkerActor"), signal.SIGKILL)
     job = service.succeeded(job_id)
     lost, last = job["attempts"]
     assert (lost["outcome"], last["outcome"]) == ("worker_lost", "succeeded")
@@ -66,6 +65,11 @@ def test_a_service_that_ends_saves_its_jobs_and_the_next_one_goes_on(up: Callabl
     first = up()
     job_id = first.submit(steps=STEPS, method="sds")
     first.wait_for(job_id, lambda job: step_of(job) >= 5)
+    worker = first.actor("WorkerActor")
+    os.kill(scaler := first.actor("PoolScaler"), signal.SIGKILL)
+    while first.actors("PoolScaler") in ([], [scaler]):
+        threading.Event().wait(0.2)
+    assert first.actors("WorkerActor") == [worker], "the next scaler takes the worker over"
     status, _ = first.terminate()
     assert status == 0, first.errors.read_text()
     second = up()
@@ -77,6 +81,8 @@ def test_a_service_that_ends_saves_its_jobs_and_the_next_one_goes_on(up: Callabl
 
 def test_a_service_that_is_killed_takes_its_workers_with_it(up: Callable[..., Up]) -> None:
     service = up()
+    job_id = service.submit(steps=STEPS)
+    service.wait_for(job_id, lambda job: step_of(job) >= 1)
     started = descendants(service.process.pid)
     working = {pid for pid, line in started.items() if line.startswith("ray::") and "Agent" not in line}
     assert len(working) >= 5

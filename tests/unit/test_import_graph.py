@@ -33,7 +33,10 @@ RAY_FILES = ("service.http.app", "workers.pool", "workers.up", "reward_models.ac
 
 def _modules() -> dict[str, Path]:
     files = (file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
-    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+    return {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in files
+    }
 
 
 def _imports(file: Path) -> set[str]:
@@ -41,14 +44,14 @@ def _imports(file: Path) -> set[str]:
     found: set[str] = set()
 
     class Reader(ast.NodeVisitor):
-        def visit_If(self, node: ast.If) -> None:  # noqa: N802
+        def visit_If(self, node: ast.If) -> None:
             if "TYPE_CHECKING" not in ast.unparse(node.test):
                 self.generic_visit(node)
 
-        def visit_Import(self, node: ast.Import) -> None:  # noqa: N802
+        def visit_Import(self, node: ast.Import) -> None:
             found.update(alias.name for alias in node.names)
 
-        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:  # noqa: N802
+        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
             found.add(node.module or "")
 
     Reader().visit(ast.parse(file.read_text()))
@@ -94,5 +97,7 @@ def test_the_embedded_prior_knows_neither_the_world_nor_its_grammar() -> None:
 )
 def test_import_brings_nothing_heavy_along(statement: str, absent: tuple[str, ...]) -> None:
     code = f"{statement}; import sys; print([name for name in {absent!r} if name in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert answer.stdout.strip() == "[]"

@@ -59,7 +59,7 @@ def train_text(folder: Path, steps: int = 3000, batch: int = 96) -> TextEncoder:
         wrong = (logits.name.argmax(-1) != truth["name"]) | present & (
             logits.color.argmax(-1) != truth["color"]
         )
-        box_error = float((logits.boxes - boxes)[present].abs().mean())
+        box_error = (logits.boxes - boxes)[present].abs().mean().item()
         numbers = {"captions_wrong": float(wrong.any(1).float().mean()), "box_error": box_error}
         return torch.stack(list(terms.values())).sum(), numbers
 

@@ -68,8 +68,10 @@ def _prior() -> AnalyticPrior:
 class Watched:
     """A real store, with something said before and after each of its calls: to count them, or to have faults."""
 
-    def __init__(self, real: Any, before: Callable[[str], None], after: Callable[[str], None] = str) -> None:
-        self._real, self._before, self._after = real, before, after
+    def __init__(self, real: Any, **hooks: Callable[[str], None]) -> None:
+        """`before` and `after` are called with the name of each method."""
+        self._real = real
+        self._before, self._after = hooks.get("before", _nothing), hooks.get("after", _nothing)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._real, name)
@@ -81,6 +83,10 @@ class Watched:
             return answer
 
         return call
+
+
+def _nothing(name: str) -> None:
+    pass
 
 
 class Service:

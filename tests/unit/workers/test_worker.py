@@ -164,7 +164,7 @@ def test_an_upload_that_fails_for_a_while_is_repeated(service: Service) -> None:
         if name == "put" and next(outages, False):
             raise StoreUnavailable("objects", "gone for a moment")
 
-    worker = service.worker(objects=Watched(service.objects, fail))
+    worker = service.worker(objects=Watched(service.objects, before=fail))
     (job,) = service.finish(service.submit(steps=3), workers=(worker,))
     assert job["status"] == "succeeded"
     assert len(job["attempts"]) == 1
@@ -179,7 +179,7 @@ def test_a_worker_that_cannot_renew_drops_its_scene_before_its_lease_runs_out(tm
         if name in ("report", "claim", "fail", "release") and time.monotonic() > silenced:
             raise StoreUnavailable("database", "unplugged")
 
-    worker = service.worker(store=Watched(service.store, fail))
+    worker = service.worker(store=Watched(service.store, before=fail))
 
     def dropped() -> bool:
         nonlocal silenced
@@ -231,7 +231,7 @@ def test_every_second_of_a_held_worker_is_counted_in_one_use(tmp_path: Path) -> 
             taken_back.extend(service.store.worker_lost("w"))
         return service.job(job_id)["status"] == "succeeded"
 
-    worker = service.worker(store=Counting(service.store, str))
+    worker = service.worker(store=Counting(service.store))
     held_s = time.monotonic()
     service.run_until(ended, worker)
     held_s = time.monotonic() - held_s

@@ -89,6 +89,22 @@ def test_a_death_that_the_database_did_not_hear_of_is_told_again() -> None:
     assert farm.lost == [farm.hands[0].name]
 
 
+def test_a_new_pool_takes_over_the_living() -> None:
+    living = [Hand("worker-a"), Hand("worker-b", alive=False)]
+    started: list[str] = []
+    lost: list[str] = []
+
+    def start(name: str) -> Hand:
+        started.append(name)
+        return Hand(name)
+
+    pool = Pool(2, start, lost.append, living, clock=lambda: 0.0)
+    pool.tend()
+    assert set(pool.names) == {"worker-a", *started}
+    assert len(started) == 1
+    assert lost == ["worker-b"]
+
+
 def test_draining_ends_all_and_tells_of_those_that_did_not_obey() -> None:
     farm = Farm(wanted=3)
     farm.hands[1].obedient = False

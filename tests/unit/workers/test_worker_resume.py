@@ -13,7 +13,6 @@ from service.jobs.objects import checkpoint_key
 from tests.unit.workers.small_workers import Service, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 STEPS = 60
@@ -38,8 +37,8 @@ def live_until_killed(folder: Path, hop: str, count: int, after: bool) -> None:
         if name == hop and calls == count:
             os._exit(KILLED)
 
-    hooks: tuple[Callable[[str], None], Callable[[str], None]] = (str, die) if after else (die, str)
-    store, objects = Watched(service.store, *hooks), Watched(service.objects, *hooks)
+    hook = {"after" if after else "before": die}
+    store, objects = Watched(service.store, **hook), Watched(service.objects, **hook)
     service.worker("doomed", store=store, objects=objects).run()
 
 

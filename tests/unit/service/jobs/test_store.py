@@ -670,10 +670,21 @@ def test_a_database_that_is_away_is_named(tmp_path: Path) -> None:
         JobStore(f"sqlite:///{tmp_path / 'file' / 'jobs.sqlite3'}")
     assert caught.value.dependency == "database"
     with pytest.raises(StoreUnavailable, match="did not answer"):
-        JobStore(f"postgresql://nobody@/jobs?host={tmp_path}")
+        JobStore(f"postgresql://nobody@/jobs?host={tmp_path}").get("job_01ARZ3NDEKTSV4RRFFQ69G5FAV")
 
 
 @pytest.mark.parametrize("url", ["mysql://host/name", "sqlite://", "sqlite:///:memory:"])
 def test_a_database_that_cannot_be_used_is_refused_with_the_reason(url: str) -> None:
     with pytest.raises(ValueError, match="sqlite:///FILE"):
         JobStore(url)
+
+
+def test_a_store_may_start_before_its_database_and_works_as_soon_as_it_is_there(tmp_path: Path) -> None:
+    place = tmp_path / "jobs.sqlite3"
+    place.mkdir()
+    store = JobStore(f"sqlite:///{place}")
+    with pytest.raises(StoreUnavailable):
+        store.get("job_01ARZ3NDEKTSV4RRFFQ69G5FAV")
+    place.rmdir()
+    assert store.get("job_01ARZ3NDEKTSV4RRFFQ69G5FAV") is None
+    store.close()

@@ -1,0 +1,13 @@
+"""`make bench`: run every benchmark, print and write build/bench.json, a flat map from name to number."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.bench import engine, throughput
+
+results = {name: round(value, 4) for part in (engine, throughput) for name, value in part.measure().items()}
+Path("build").mkdir(exist_ok=True)
+Path("build/bench.json").write_text(json.dumps(results, indent=1) + "\n")
+print(json.dumps(results, indent=1))
