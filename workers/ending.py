@@ -121,6 +121,7 @@ class Ending:
         artifacts = self._upload(attempt, files)
         if attempt.verdict(time.monotonic()) is Verdict.GO_ON:
             self._say(attempt, lambda: self._store.finish(lease, result, artifacts))
+            log.info("published attempt %d of %s", lease.attempt, lease.job_id)
         else:
             self.stop(attempt)
 

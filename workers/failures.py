@@ -35,7 +35,9 @@ def failure_of(error: Exception) -> tuple[FailureCode, str]:
         case InvalidGlb():
             return FailureCode.INVALID_GLB, str(error)
         case MemoryError() | torch.OutOfMemoryError():
-            detail = "the worker ran out of memory. Ask for a smaller mesh.texture_px, or give workers fewer slots"
+            detail = (
+                "the worker ran out of memory. Ask for a smaller mesh.texture_px, or give workers fewer slots"
+            )
             return FailureCode.GPU_OUT_OF_MEMORY, detail
         case StoreUnavailable() | NotStored():
             return FailureCode.STORAGE_ERROR, str(error)

@@ -86,7 +86,8 @@ def _settings(**given: Any) -> Settings:
 
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     if settings.torch_threads is None:
-        share = ((os.cpu_count() or 1) - 1) // max(1, settings.workers)  # one core for the API, the rewards, Ray
+        # One core is for the API, the rewards and Ray.
+        share = ((os.cpu_count() or 1) - 1) // max(1, settings.workers)
         threads = max(1, min(MAX_DEFAULT_THREADS, share))
         settings = settings.model_copy(update={"torch_threads": threads})
     return settings

@@ -110,6 +110,7 @@ def load_networks(settings: Settings, remote_rewards: Mapping[str, RemoteReward]
 
 
 def _load_embedded_prior(weights: Path) -> LoadedPrior:
+    from workers.embedded.raycast import SHADING
     from workers.fields.voxel import VoxelField
     from workers.mesh import LinearShading
     from workers.priors.embedded import load_embedded_prior, sample_views
@@ -128,7 +129,7 @@ def _load_embedded_prior(weights: Path) -> LoadedPrior:
         rig=rig,
         make_field=lambda device: VoxelField(device=device),
         mesh_cells=128,
-        shading=LinearShading(constant=0.70, x=0.10, y=0.22, z=0.05).__call__,
+        shading=LinearShading(*SHADING).__call__,
         is_truncated=prior.is_truncated,
         sample=sample,
     )

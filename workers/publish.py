@@ -122,7 +122,7 @@ def provenance(spec: JobSpec, networks: Networks, *, alone: bool) -> dict[str, A
     }
     shared = not alone or (networks.shares_rewards and spec.method.name != "sds")
     kind, threads = networks.device.type, torch.get_num_threads()
-    rule = f"bit-equal on a {kind} with {threads} threads for a job with its worker and rewards to itself"
+    rule = f"bit-equal on a {kind} with {threads} thread(s) for a job with its worker and rewards to itself"
     company = "this one shared batches, which agrees within rounding" if shared else "this one had them"
     return {
         "code": f"dreamserve {importlib.metadata.version('dreamserve')}",

@@ -94,14 +94,16 @@ def run_service(settings: Settings, host: str, port: int) -> int:
 def _stand_by(scaler: Any, stop: threading.Event, settings: Settings) -> None:
     """Wait for the end, and say so if workers keep dying: jobs would wait in silence."""
     import ray
+    from ray.exceptions import ActorUnavailableError
 
     told = False
     while not stop.wait(STAND_BY_S):
-        if not told and ray.get(scaler.is_troubled.remote()):
-            _say(
-                f"Workers keep dying: see {settings.data_dir / 'logs' / 'workers.log'}. New ones are being tried."
-            )
-            told = True
+        with contextlib.suppress(ActorUnavailableError):  # it died, and Ray is restarting it
+            if not told and ray.get(scaler.is_troubled.remote()):
+                _say(
+                    f"Workers keep dying: see {settings.data_dir / 'logs' / 'workers.log'}. Trying new ones."
+                )
+                told = True
 
 
 def _start_everything(settings: Settings, host: str, port: int) -> Any:
@@ -180,9 +182,16 @@ def _is_alive(pid: int) -> bool:
 
 def _drain(scaler: Any) -> None:
     import ray
+    from ray.exceptions import ActorUnavailableError
 
+    deadline = time.monotonic() + DRAIN_S + DRAIN_SLACK_S
     try:
-        ray.get(scaler.drain.remote(DRAIN_S), timeout=DRAIN_S + DRAIN_SLACK_S)
+        while (left_s := deadline - time.monotonic()) > 0:
+            try:
+                ray.get(scaler.drain.remote(min(DRAIN_S, left_s)), timeout=left_s)
+                return
+            except ActorUnavailableError:  # Ray is restarting it
+                time.sleep(0.5)
     except (Exception, KeyboardInterrupt) as error:
         _say(
             f"Not all workers could save their jobs ({type(error).__name__}); they resume from older checkpoints."

@@ -113,6 +113,7 @@ class Worker:
         try:
             self._networks = self._load()
             self._reporter.capabilities = self._networks.capabilities()
+            log.info("worker %s is ready", self.name)
             while not self._draining.is_set():
                 self._fill_slots()
                 self._obey()
@@ -142,6 +143,7 @@ class Worker:
             if lease is None:
                 self._look_at = asked_at + POLL_S
                 return
+            log.info("claimed attempt %d of %s", lease.attempt, lease.job_id)
             attempt = Attempt(lease, claimed_at=asked_at)
             self._attempts.append(attempt)
             self._reporter.announce("busy")
