@@ -71,19 +71,19 @@ def held_out_pairs(count: int, seed: int = 12) -> list[Description]:
 
 def surface_of_glb(glb: bytes, seed: int = 0) -> Surface:
     """Draw points with their colors from a GLB's surface, as any reader of the file sees it."""
-    mesh = trimesh.load(io.BytesIO(glb), file_type="glb", force="mesh")
+    mesh: Any = trimesh.load(io.BytesIO(glb), file_type="glb", force="mesh")
     points, faces = trimesh.sample.sample_surface(mesh, SURFACE_POINTS, seed=seed)
     weights = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], points)
     uv = np.einsum("nc,ncd->nd", weights, mesh.visual.uv[mesh.faces[faces]])
-    texture = np.asarray(mesh.visual.material.baseColorTexture.convert("RGB"), float)
+    texture = np.asarray(mesh.visual.material.baseColorTexture.convert("RGB"))
     height, width = texture.shape[:2]
     column = np.clip(uv[:, 0] * width, 0, width - 1).astype(int)
     row = np.clip((1 - uv[:, 1]) * height, 0, height - 1).astype(int)
-    return Surface(np.asarray(points), texture[row, column])
+    return Surface(np.asarray(points), texture[row, column].astype(float))
 
 
-def make_object(case: Case, networks: Networks) -> tuple[Verdict, dict[str, Any], bytes]:
-    """Optimize one case alone; answer the verdict, what it cost, and its thumbnail (PNG)."""
+def make_object(case: Case, networks: Networks) -> tuple[Verdict, dict[str, Any], dict[str, bytes]]:
+    """Optimize one case alone; answer the verdict, what it cost, and its files by kind."""
     started, cpu_started = time.monotonic(), time.process_time()
     body = {"prompt": plain_caption(case.description), "method": case.method, "seed": case.seed}
     spec = admit(body, networks.capabilities(), Settings(reward_placement="local")).spec
@@ -97,7 +97,7 @@ def make_object(case: Case, networks: Networks) -> tuple[Verdict, dict[str, Any]
     _, files = export_mesh(scene, spec, networks.priors[spec.prior])
     by_kind = {file.kind: file.content for file in files}
     cost = {"wall_s": time.monotonic() - started, "cpu_s": time.process_time() - cpu_started}
-    return judge(surface_of_glb(by_kind["glb"]), case.description), cost, by_kind["thumbnail"]
+    return judge(surface_of_glb(by_kind["glb"]), case.description), cost, by_kind
 
 
 def evaluate(cases: list[Case], folder: Path, processes: int) -> list[dict[str, Any]]:
@@ -134,9 +134,10 @@ def _start() -> None:
 def _evaluate_one(task: tuple[Case, Path]) -> dict[str, Any]:
     case, folder = task
     assert _networks is not None
-    verdict, cost, picture = make_object(case, _networks)
-    name = case.key.replace("|", "-").replace(" ", "_") + ".png"
-    (folder / name).write_bytes(picture)
+    verdict, cost, files = make_object(case, _networks)
+    name = case.key.replace("|", "-").replace(" ", "_")
+    (folder / f"{name}.png").write_bytes(files["thumbnail"])
+    (folder / f"{name}.glb").write_bytes(files["glb"])
     return {
         "key": case.key,
         "method": case.method,
@@ -150,7 +151,7 @@ def _evaluate_one(task: tuple[Case, Path]) -> dict[str, Any]:
         "right": verdict.right,
         "faults": verdict.faults,
         "f_score": verdict.f_score,
-        "picture": name,
+        "picture": f"{name}.png",
         **cost,
     }
 
@@ -216,7 +217,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="one thread each")
     parser.add_argument("--folder", type=Path, default=Path("build/eval"))
     arguments = parser.parse_args()
-    descriptions = [*single_prompts()[: arguments.singles], *held_out_pairs(arguments.pairs)]
+    descriptions = [*held_out_pairs(arguments.pairs), *single_prompts()[: arguments.singles]]
     methods = arguments.methods.split(",")
     cases = [Case(d, m, seed) for m in methods for d in descriptions for seed in range(arguments.seeds)]
     lines = evaluate(cases, arguments.folder, arguments.processes)

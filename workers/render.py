@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional as F
 
 from workers.cameras import Cameras, camera_rays
 from workers.contracts import Views
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from workers.contracts import Field
 
-__all__ = ["render"]
+__all__ = ["render", "shrink"]
 
 _INVISIBLE_WEIGHT = 1e-5
 """Samples that add less than this to a pixel get no color: 48 of them are an eighth of an 8-bit level."""
@@ -63,6 +64,15 @@ def render(
     return Views(
         rgb_R3.view(*picture, 3).movedim(-1, -3), opacity.movedim(-1, -3), depth.movedim(-1, -3), cameras
     )
+
+
+def shrink(views: Views, factor: int) -> Views:
+    """Average `factor` × `factor` pixels into one: exact for premultiplied colors, and how pictures are made."""
+
+    def average(image: Tensor) -> Tensor:
+        return F.avg_pool2d(image.flatten(0, 1), factor).unflatten(0, image.shape[:2])
+
+    return Views(average(views.rgb), average(views.opacity), average(views.depth), views.cameras)
 
 
 def _intervals(origins_R3: Tensor, directions_R3: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,9 @@
 *Right* is decided on the colored surface alone (points with colors), never by a network:
 
 - colors: each thing's median color is nearest to its own palette entry;
-- shapes: each thing's surface, its box scaled to a unit cube, at its best yaw, has a higher F-score against the named
-  solid than against any other (a disk, which cannot be told from a cylinder then, is less than half as high as wide
-  and as good a cylinder as anything else);
+- shapes: each thing's surface, its box scaled to a unit cube, at its best yaw, has a higher F-score against what is
+  to be seen of the named solid in its place than against what would be seen of any other (a disk, which cannot be
+  told from a cylinder then, is less than half as high as wide and as good a cylinder as anything else);
 - relation: on top of: B's top and A's bottom meet and A stands over B; next to: side by side on one floor.
 
 For everyday objects: F-score against the world's own surface, and the share of that surface whose nearest mesh point
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from workers.embedded.primitives import SOLIDS, surface_mesh
+from workers.embedded.primitives import SOLIDS
 from workers.embedded.world import (
     COLORS,
     EVERYDAY,
@@ -75,12 +75,12 @@ def judge(surface: Surface, description: Description, seed: int = 0) -> Verdict:
     things = [thing for thing in (description.a, description.b) if thing]
     groups = _split(surface, description)
     faults, scores = [], []
-    for thing, group in zip(things, groups, strict=True):
+    for slot, (thing, group) in enumerate(zip(things, groups, strict=True)):
         if len(group.points) < 60:
             faults.append(f"there is no {thing.color or ''} {thing.name}".replace("  ", " "))
             scores.append(0.0)
             continue
-        thing_faults, score = _judge_thing(thing, group, rng)
+        thing_faults, score = _judge_thing(description, slot, group, rng)
         faults += thing_faults
         scores.append(score)
     if description.b is not None and all(len(group.points) >= 60 for group in groups):
@@ -116,7 +116,11 @@ def _split(surface: Surface, description: Description) -> list[Surface]:
     return [Surface(surface.points[part], surface.colors[part]) for part in (first, ~first)]
 
 
-def _judge_thing(thing: Thing, surface: Surface, rng: np.random.Generator) -> tuple[list[str], float]:
+def _judge_thing(
+    description: Description, slot: int, surface: Surface, rng: np.random.Generator
+) -> tuple[list[str], float]:
+    thing = (description.a, description.b)[slot]
+    assert thing is not None
     if thing.name in EVERYDAY:
         return _judge_everyday(thing, surface, rng)
     faults = []
@@ -125,7 +129,10 @@ def _judge_thing(thing: Thing, surface: Surface, rng: np.random.Generator) -> tu
         faults.append(f"the {thing.name} is {found}, not {thing.color}")
     unit, flatness = _unit_box(surface.points)
     unit = unit[rng.permutation(len(unit))[:NUM_POINTS]]
-    scores = {solid: _best_yaw_f(unit, solid, min(1.0, flatness / FLATTEST)) for solid in SOLIDS}
+    height = min(1.0, flatness / FLATTEST)
+    scores = {
+        solid: _best_yaw_f(unit, _visible(description, slot, solid, rng), solid, height) for solid in SOLIDS
+    }
     if thing.name == "disk":
         if flatness > 0.5 or scores["cylinder"] < max(scores.values()) - DISK_TIE:
             faults.append(
@@ -193,30 +200,24 @@ def _unit_box(points: Array) -> tuple[Array, float]:
     return (points - (low + high) / 2) / (extent / 2), float(extent[1] / max(extent[0], extent[2]))
 
 
-def _best_yaw_f(unit: Array, solid: str, height: float) -> float:
+def _visible(description: Description, slot: int, solid: str, rng: np.random.Generator) -> Array:
+    """Points of what is to be seen of `solid` if it stood in this slot: what its neighbor hides is no part of it."""
+    things = [description.a, description.b]
+    thing = things[slot]
+    assert thing is not None
+    things[slot] = thing._replace(name=thing.name if thing.name == "disk" and solid == "cylinder" else solid)
+    a, b = things
+    assert a is not None
+    arrangement = build(Description(a, b, description.relation))
+    points, part = ground_truth_points(arrangement, 3 * NUM_POINTS, rng)
+    return points[np.array(arrangement.slots)[part] == slot][:NUM_POINTS]
+
+
+def _best_yaw_f(unit: Array, reference: Array, solid: str, height: float) -> float:
     """Highest F-score over yaws, heights counting `height` times; solids of revolution look the same at each."""
-    reference, weights = _unit_points(solid), np.array([1, height, 1])
-    if solid not in ("cube", "pyramid"):
-        return f_score(unit * weights, reference * weights)
-    best = 0.0
-    for yaw in np.deg2rad(np.arange(0, 90, 15)):
+    best, weights = 0.0, np.array([1, height, 1])
+    for yaw in np.deg2rad(np.arange(0, 90, 15)) if solid in ("cube", "pyramid") else (0.0,):
         turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
         turned, _ = _unit_box(reference @ turn.T)
         best = max(best, f_score(unit * weights, turned * weights))
     return best
-
-
-_unit_points_cache: dict[str, Array] = {}
-
-
-def _unit_points(solid: str) -> Array:
-    if solid not in _unit_points_cache:
-        rng = np.random.default_rng(1)
-        vertices, faces = surface_mesh(solid)
-        corners = vertices[faces]
-        area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=-1)
-        chosen = corners[rng.choice(len(corners), NUM_POINTS, p=area / area.sum())]
-        u, v = np.sort(rng.random((2, NUM_POINTS)), axis=0)
-        w = np.stack([u, v - u, 1 - v], -1)
-        _unit_points_cache[solid] = np.einsum("nc,ncd->nd", w, chosen)
-    return _unit_points_cache[solid]

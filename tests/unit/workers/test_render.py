@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workers.cameras import Cameras, camera_rays, orbit_cameras
 from workers.fields.voxel import VoxelField
-from workers.render import render
+from workers.render import render, shrink
 
 
 @dataclass
@@ -191,3 +191,12 @@ def test_skipping_empty_space_changes_neither_picture_nor_gradient() -> None:
     torch.testing.assert_close(
         gradients[0], gradients[1], atol=2e-3 * gradients[0].abs().max().item(), rtol=0
     )
+
+
+def test_shrinking_averages_pixels_and_keeps_colors_premultiplied() -> None:
+    cameras = orbit_cameras(torch.zeros(1, 1), torch.tensor(15.0), 3.6, 40.0)
+    views = render(carved_field(), cameras, 16, 48)
+    small = shrink(views, 2)
+    assert small.rgb.shape == (1, 1, 3, 8, 8)
+    torch.testing.assert_close(small.opacity[0, 0, 0, 3, 4], views.opacity[0, 0, 0, 6:8, 8:10].mean())
+    assert (small.rgb <= small.opacity + 1e-6).all()
