@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from workers.embedded.world import NAMES
 from workers.evaluate import held_out_pairs
 from workers.priors.embedded import EmbeddedPrior, load_embedded_prior, sample_views
 from workers.weights import EMBEDDED_PRIOR
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ import torch
 from workers.embedded.dataset import render_pictures
 from workers.embedded.train_prior import train_prior, train_text
 from workers.embedded.training import TrainingRun
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
