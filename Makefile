@@ -17,7 +17,7 @@ setup: .venv/.installed ## make .venv with everything the other targets need
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,services]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,postgres,services]'
 	touch $@
 
 run: setup ## run the embedded service in the foreground

@@ -61,15 +61,20 @@ def test_rays_meet_a_solid_exactly_where_its_inside_begins(solid: str) -> None:
     assert not inside(solid, before).any()
     assert inside(solid, after).mean() > 0.99, "grazing rays leave within the step"
     assert ((normal[hit] * directions[hit]).sum(-1) <= 0).mean() > 0.999, "normals face the ray"
-    missed = origins[~hit][:, None] + np.linspace(0, 2, 300)[None, :, None] * directions[~hit][:, None]
-    assert inside(solid, missed.reshape(-1, 3)).mean() < 1e-4
+    if not hit.all():  # every ray towards a point of the cube meets it
+        missed = origins[~hit][:, None] + np.linspace(0, 2, 300)[None, :, None] * directions[~hit][:, None]
+        assert inside(solid, missed.reshape(-1, 3)).mean() < 1e-4
 
 
 @pytest.mark.parametrize("solid", SOLIDS)
 def test_surface_mesh_lies_on_the_solid_and_fills_its_box(solid: str) -> None:
     vertices, faces = surface_mesh(solid)
-    corners = vertices[faces].mean(1)
-    assert inside(solid, corners * 0.98 if solid != "torus" else corners).mean() > 0.95
+    middles = vertices[faces].mean(1)
+    within = (
+        np.array([0.98, 0.9, 0.98]) if solid == "torus" else 0.98
+    )  # towards the tube's middle, or the center
+    assert inside(solid, middles * within).mean() > (0.6 if solid == "torus" else 0.95)
+    assert not inside(solid, middles * 1.03).all()
     assert np.allclose(vertices.min(0), -1, atol=0.01)
     assert np.allclose(vertices.max(0), 1, atol=0.01)
 
