@@ -33,8 +33,8 @@ def main() -> None:
         "--weights", type=Path, default=Path(__file__).parent / "weights", help="where export writes"
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prior-steps", type=int, default=6000, help="of 32 pictures each")
-    parser.add_argument("--reward-steps", type=int, default=6000, help="of 32 pictures each")
+    parser.add_argument("--prior-steps", type=int, default=4000, help="of 32 pictures each")
+    parser.add_argument("--reward-steps", type=int, default=1800, help="of 32 pictures each")
     arguments = parser.parse_args()
     for stage in arguments.stages:
         match stage:
