@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workers.cameras import Cameras
-from workers.contracts import Prediction, Schedule, Views, asked
+from workers.contracts import Prediction, Views, asked
+from workers.diffusion import alpha_sigma, cosine_schedule
 from workers.priors.embedded_unet import MultiViewUNet, SlotEncoder, TextChoices
 from workers.priors.rgba import composite, encode_rgba, latents_to_image
 
@@ -35,7 +35,6 @@ __all__ = [
     "TextEncoder",
     "TextLogits",
     "TextShape",
-    "cosine_schedule",
     "load_embedded_prior",
     "sample_views",
     "words_of",
@@ -44,12 +43,6 @@ __all__ = [
 LATENT_PX = 32
 NUM_TIMESTEPS = 1000
 MAX_WORDS = 28
-
-
-def cosine_schedule(num_timesteps: int = NUM_TIMESTEPS) -> Schedule:
-    """ᾱ_t = cos²(π/2 · (t + ½)/T), the variance-preserving cosine schedule without offset (arXiv 2102.09672)."""
-    t = (torch.arange(num_timesteps, dtype=torch.float64) + 0.5) / num_timesteps
-    return Schedule(torch.cos(math.pi / 2 * t).pow(2).float())
 
 
 def words_of(prompt: str) -> list[str]:
@@ -154,7 +147,7 @@ class EmbeddedPrior(nn.Module):
     def __init__(self, config: EmbeddedConfig) -> None:
         super().__init__()
         self.config = config
-        self.schedule = cosine_schedule()
+        self.schedule = cosine_schedule(NUM_TIMESTEPS)
         self.sha256 = ""
         self._word_ids = {word: index + 2 for index, word in enumerate(config.words)}
         shape = TextShape(config.names, config.colors, config.sizes, config.relations)
@@ -205,8 +198,7 @@ class EmbeddedPrior(nn.Module):
 
         The network predicts v = α ε − σ x₀; so x̂₀ = α x_t − σ v̂ and ε̂ = σ x_t + α v̂.
         """
-        alpha_bar = self.schedule.alphas_cumprod.to(latents.device)[t][:, None, None, None, None]
-        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        alpha, sigma = alpha_sigma(self.schedule, t, latents)
         v = self.unet(latents, (t + 0.5) / NUM_TIMESTEPS, text, cameras)
         return Prediction(sigma * latents + alpha * v, (alpha * latents - sigma * v).clamp(-1, 1))
 
