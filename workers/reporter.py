@@ -144,7 +144,8 @@ class Reporter:
             warnings=warnings,
         )
         attempt.renewed(asked_at, answer)
-        attempt.untold_resumption = None
+        if resumed_from_step is not None:  # else it may have been set while this report was under way
+            attempt.untold_resumption = None
         if tells_scores:
             attempt.scores_told_at = asked_at
         del attempt.untold_warnings[: len(warnings)]
