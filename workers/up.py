@@ -135,16 +135,24 @@ def private_ray() -> Iterator[None]:
 
     folder = _session_folder()
     try:
-        ray.init(
-            address="local",  # never join a cluster that happens to run here
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            num_cpus=4,
-            num_gpus=0,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(folder),
-        )
+        for last in (False, False, True):
+            try:
+                ray.init(
+                    address="local",  # never join a cluster that happens to run here
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                    num_cpus=4,
+                    num_gpus=0,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=str(folder),
+                )
+                break
+            except RuntimeError as error:
+                # Ray picks free ports and binds them a moment later: now and then somebody was faster.
+                if last or "Failed to bind" not in str(error):
+                    raise
+                ray.shutdown()
         yield
     finally:
         # Whatever hangs: when this process is gone, the kernel and Ray end the rest.
