@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from reward_models.contracts import RewardModel
 
-__all__ = ["EMBEDDED_PRIOR", "REWARD_NAMES", "check_weights", "load_reward"]
+__all__ = ["EMBEDDED_PRIOR", "EMBEDDED_REWARD", "REWARD_NAMES", "check_weights", "load_reward"]
 
 _EMBEDDED = Path(__file__).parent / "embedded" / "weights"
 EMBEDDED_PRIOR = _EMBEDDED / "embedded-prior.safetensors"
-_REWARDS = {"embedded-multiview": _EMBEDDED / "embedded-multiview-reward.safetensors"}
+EMBEDDED_REWARD = _EMBEDDED / "embedded-multiview-reward.safetensors"
+_REWARDS = {"embedded-multiview": EMBEDDED_REWARD}
 REWARD_NAMES = tuple(_REWARDS)
 
 

@@ -22,8 +22,8 @@ from workers.fields.voxel import VoxelField
 from workers.methods.sds import sds
 from workers.priors.embedded import load_embedded_prior
 from workers.scene import Scene
+from workers.weights import EMBEDDED_PRIOR
 
-WEIGHTS = Path(__file__).parents[2] / "workers" / "embedded" / "weights" / "embedded-prior.safetensors"
 STEPS = 50
 
 
@@ -51,7 +51,7 @@ class Knobs:
 
 def curve(device: str, num_scenes: int) -> tuple[list[float], float]:
     """Loss of the first of `num_scenes` scenes at each of 50 steps, and scene-steps per second."""
-    prior = load_embedded_prior(WEIGHTS).to(device)
+    prior = load_embedded_prior(EMBEDDED_PRIOR).to(device)
     engine = Engine()
 
     async def method(scene: Scene, views: object, prior: object) -> torch.Tensor:

@@ -12,14 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from service.jobs.spec import SdsMethod
-from tests.bench.engine import medians
+from tests.bench.engine import engine_loop, medians
 from workers.cameras import CameraRig, Cameras
-from workers.engine import Engine
-from workers.fields.voxel import VoxelField
-from workers.methods import make_method
 from workers.priors.embedded import load_embedded_prior
-from workers.scene import Scene
 from workers.weights import EMBEDDED_PRIOR
 
 if TYPE_CHECKING:
@@ -36,30 +31,6 @@ PROMPTS = (
     "a pink cone next to a gray egg",
 )
 NUM_WARM_STEPS = 40
-
-
-def scenes_together(prior: EmbeddedPrior, count: int) -> Callable[[], None]:
-    """The step of an engine with `count` scenes that have taken shape."""
-    engine = Engine()
-    for prompt in PROMPTS[:count]:
-        engine.admit(
-            Scene(
-                prompt=prompt,
-                prior=prior,
-                method=make_method(SdsMethod(), None),
-                field=VoxelField(),
-                rig=CameraRig(),
-                seed=0,
-                steps_total=10_000,
-            )
-        )
-
-    def body() -> None:
-        assert all(outcome.error is None for outcome in engine.step())
-
-    for _ in range(NUM_WARM_STEPS):
-        body()
-    return body
 
 
 def networks_alone(prior: EmbeddedPrior, count: int) -> Callable[[], None]:
@@ -81,7 +52,11 @@ def measure() -> dict[str, float]:
     torch.set_num_threads(1)
     prior = load_embedded_prior(EMBEDDED_PRIOR)
     counts = (1, 2, 4)
-    bodies = [make(prior, count) for count in counts for make in (scenes_together, networks_alone)]
+    bodies = [
+        body
+        for count in counts
+        for body in (engine_loop(prior, PROMPTS[:count], NUM_WARM_STEPS), networks_alone(prior, count))
+    ]
     seconds = medians(*bodies, num_rounds=15)
     steps, floors = seconds[::2], seconds[1::2]
     result = {"embedded_step_ms_1_scene": 1000 * steps[0]}

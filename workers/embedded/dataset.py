@@ -36,9 +36,12 @@ if TYPE_CHECKING:
 __all__ = [
     "CAMERA_DISTANCE",
     "CAMERA_FOV_Y_DEG",
+    "MAX_PARTS",
     "Batch",
     "Pictures",
+    "compose",
     "draw_elevation_deg",
+    "group_cameras",
     "render_pictures",
 ]
 
@@ -160,7 +163,7 @@ class Pictures:
         names = c["names"].long()
         colors, accents = self._draw_colors(names, generator)
         rgb = self._part_colors(names, colors, accents, c, generator)
-        latents = _composed(c["part_ids"].long(), c["shades"], rgb)
+        latents = compose(c["part_ids"].long(), c["shades"], rgb)
         cameras = group_cameras(c["angles_deg"])
         sizes, relation = c["sizes"].long(), c["relation"].long()
         return Batch(latents, cameras, names, colors, accents, sizes, relation, c["boxes"])
@@ -195,7 +198,7 @@ class Pictures:
         return rgb + jitter.gather(1, index[..., None].expand(-1, -1, 3))
 
 
-def _composed(part_ids: Tensor, shades: Tensor, rgb: Tensor) -> Tensor:
+def compose(part_ids: Tensor, shades: Tensor, rgb: Tensor) -> Tensor:
     """Paint (N, V, 64, 64) part ids and shades; average to 32 px; premultiply: (N, V, 4, 32, 32) in [−1, 1]."""
     count, views, height, width = part_ids.shape
     alpha = (part_ids != NO_PART).float()

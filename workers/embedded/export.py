@@ -15,6 +15,7 @@ from workers.embedded.captions import vocabulary
 from workers.embedded.train_prior import SlotsAndUNet, new_prior
 from workers.embedded.train_rewards import REWARD_NAME
 from workers.embedded.world import COLORS, NAMES
+from workers.weights import EMBEDDED_PRIOR, EMBEDDED_REWARD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,10 +24,7 @@ if TYPE_CHECKING:
 
     from workers.priors.embedded import EmbeddedPrior
 
-__all__ = ["PRIOR_FILE", "REWARD_FILE", "averaged_prior", "averaged_reward", "export_weights"]
-
-PRIOR_FILE = "embedded-prior.safetensors"
-REWARD_FILE = "embedded-multiview-reward.safetensors"
+__all__ = ["averaged_prior", "averaged_reward", "export_weights"]
 
 
 def averaged_prior(folder: Path) -> EmbeddedPrior:
@@ -50,11 +48,11 @@ def export_weights(folder: Path, weights: Path) -> None:
     if (folder / "prior.pt").exists():
         prior = averaged_prior(folder)
         runs = {"text": _checkpoint(folder, "text"), "prior": _checkpoint(folder, "prior")}
-        _write(weights / PRIOR_FILE, prior, {"embedded_prior": prior.config.to_json()}, runs)
+        _write(weights / EMBEDDED_PRIOR.name, prior, {"embedded_prior": prior.config.to_json()}, runs)
     if (folder / "reward.pt").exists():
         reward = averaged_reward(folder)
         runs = {"reward": _checkpoint(folder, "reward")}
-        _write(weights / REWARD_FILE, reward, {"embedded_reward": reward.config.to_json()}, runs)
+        _write(weights / EMBEDDED_REWARD.name, reward, {"embedded_reward": reward.config.to_json()}, runs)
 
 
 def _checkpoint(folder: Path, stage: str) -> dict[str, Any]:

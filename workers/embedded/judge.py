@@ -30,6 +30,7 @@ from workers.embedded.world import (
     build,
     ground_truth_points,
     paint_color,
+    part_colors,
 )
 
 __all__ = ["Surface", "Verdict", "f_score", "judge"]
@@ -47,6 +48,8 @@ EVERYDAY_F, EVERYDAY_COLOR = 0.75, 0.75
 """Least F-score and least share of rightly colored surface of an everyday object."""
 TOUCH = 0.15
 """Largest gap or overlap of a stack's boxes, and largest difference of a row's floors, in units of the space."""
+MIN_POINTS = 60
+"""A thing with fewer points is not there."""
 _PALETTE = np.array([PALETTE[color] for color in COLORS], float)
 
 
@@ -76,14 +79,14 @@ def judge(surface: Surface, description: Description, seed: int = 0) -> Verdict:
     groups = _split(surface, description)
     faults, scores = [], []
     for slot, (thing, group) in enumerate(zip(things, groups, strict=True)):
-        if len(group.points) < 60:
+        if len(group.points) < MIN_POINTS:
             faults.append(f"there is no {thing.color or ''} {thing.name}".replace("  ", " "))
             scores.append(0.0)
             continue
         thing_faults, score = _judge_thing(description, slot, group, rng)
         faults += thing_faults
         scores.append(score)
-    if description.b is not None and all(len(group.points) >= 60 for group in groups):
+    if description.b is not None and all(len(group.points) >= MIN_POINTS for group in groups):
         faults += _judge_relation(description.relation, *groups)
     return Verdict(not faults, faults, float(np.mean(scores)))
 
@@ -100,8 +103,6 @@ def _split(surface: Surface, description: Description) -> list[Surface]:
     if description.b is None:
         return [surface]
     color_a, color_b = (paint_color(thing, "main") for thing in (description.a, description.b))
-    boxes = build(description).boxes
-    axis = 1 if description.relation == "on" else 0
     basic = description.a.name not in EVERYDAY and description.b.name not in EVERYDAY
     if color_a != color_b and basic:
         distance = [
@@ -109,10 +110,10 @@ def _split(surface: Surface, description: Description) -> list[Surface]:
         ]
         first = distance[0] < distance[1]
     else:
-        low_a = boxes[0, axis] - boxes[0, 3 + axis] if axis == 1 else -boxes[0, axis] - boxes[0, 3 + axis]
-        high_b = boxes[1, axis] + boxes[1, 3 + axis] if axis == 1 else -boxes[1, axis] + boxes[1, 3 + axis]
-        along = surface.points[:, axis] * (1 if axis == 1 else -1)
-        first = along > (low_a + high_b) / 2
+        axis, sign = (1, 1) if description.relation == "on" else (0, -1)  # towards A: up, or left
+        a, b = build(description).boxes
+        low_a, high_b = sign * a[axis] - a[3 + axis], sign * b[axis] + b[3 + axis]
+        first = sign * surface.points[:, axis] > (low_a + high_b) / 2
     return [Surface(surface.points[part], surface.colors[part]) for part in (first, ~first)]
 
 
@@ -124,7 +125,7 @@ def _judge_thing(
     if thing.name in EVERYDAY:
         return _judge_everyday(thing, surface, rng)
     faults = []
-    found = COLORS[int(np.linalg.norm(_PALETTE - np.median(surface.colors, 0), axis=-1).argmin())]
+    found = COLORS[int(_nearest_color(np.median(surface.colors, 0)))]
     if found != thing.color:
         faults.append(f"the {thing.name} is {found}, not {thing.color}")
     unit, flatness = _unit_box(surface.points)
@@ -150,7 +151,8 @@ def _told(scores: dict[str, float]) -> str:
 
 
 def _judge_everyday(thing: Thing, surface: Surface, rng: np.random.Generator) -> tuple[list[str], float]:
-    arrangement = build(Description(thing, None, "single"))
+    description = Description(thing, None, "single")
+    arrangement = build(description)
     truth, owner = ground_truth_points(arrangement, NUM_POINTS, rng)
     low, high = truth.min(0), truth.max(0)
     half = (high - low).max() / 2
@@ -160,9 +162,8 @@ def _judge_everyday(thing: Thing, surface: Surface, rng: np.random.Generator) ->
     reference = (truth - (low + high) / 2) / half
     score = f_score(points[rng.permutation(len(points))[:NUM_POINTS]], reference)
     nearest = surface.colors[cKDTree(points).query(reference)[1]]
-    wanted = np.array([COLORS.index(paint_color(thing, part.paint)) for part in arrangement.parts])[owner]
-    found = np.linalg.norm(nearest[:, None] - _PALETTE, axis=-1).argmin(-1)
-    colored = float((found == wanted).mean())
+    wanted = np.array([COLORS.index(color) for color in part_colors(description, arrangement)])[owner]
+    colored = float((_nearest_color(nearest) == wanted).mean())
     faults = []
     if score < EVERYDAY_F:
         faults.append(f"the {thing.name} has F-score {score:.2f}, at least {EVERYDAY_F} is right")
@@ -171,6 +172,11 @@ def _judge_everyday(thing: Thing, surface: Surface, rng: np.random.Generator) ->
             f"{colored:.0%} of the {thing.name} has its color, at least {EVERYDAY_COLOR:.0%} is right"
         )
     return faults, score
+
+
+def _nearest_color(colors: Array) -> NDArray[np.intp]:
+    """Index in `COLORS` of the palette entry nearest to each of `colors` (…, 3)."""
+    return np.asarray(np.linalg.norm(colors[..., None, :] - _PALETTE, axis=-1).argmin(-1))
 
 
 def _judge_relation(relation: str, a: Surface, b: Surface) -> list[str]:

@@ -14,6 +14,7 @@ from workers.embedded.dataset import render_pictures
 from workers.embedded.export import export_weights
 from workers.embedded.train_prior import train_prior, train_text
 from workers.embedded.train_rewards import train_reward
+from workers.weights import EMBEDDED_PRIOR
 
 __all__ = ["main"]
 
@@ -29,9 +30,7 @@ def main() -> None:
     )
     parser.add_argument("stages", nargs="*", default=STAGES, help=f"of {', '.join(STAGES)}; default: all")
     parser.add_argument("--folder", type=Path, default=Path("build/embedded"), help="work folder")
-    parser.add_argument(
-        "--weights", type=Path, default=Path(__file__).parent / "weights", help="where export writes"
-    )
+    parser.add_argument("--weights", type=Path, default=EMBEDDED_PRIOR.parent, help="where export writes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--prior-steps", type=int, default=4000, help="of 32 pictures each")
     parser.add_argument("--reward-steps", type=int, default=1800, help="of 32 pictures each")

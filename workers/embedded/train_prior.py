@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from workers.embedded.captions import random_caption, vocabulary
 from workers.embedded.dataset import NO_COLOR, Batch, Pictures
-from workers.embedded.training import TrainingRun, has_native_bfloat16, moved_to
+from workers.embedded.training import TrainingRun, has_fast_bfloat16, moved_to
 from workers.embedded.world import COLORS, NAMES, RELATIONS, SIZES, Description, build, random_description
 from workers.priors.embedded import EmbeddedConfig, EmbeddedPrior, TextEncoder
 from workers.priors.embedded_unet import TextChoices
@@ -141,7 +141,7 @@ def train_prior(folder: Path, steps: int, batch: int = 32, device: str = "cpu") 
         "prior", folder, model, optimizers, steps, torch.Generator().manual_seed(5), ema_decay=0.998
     )
     pictures = Pictures(folder)
-    fast = device != "cpu" or has_native_bfloat16()
+    fast = has_fast_bfloat16(device)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         painted = pictures.sample(batch, run.generator)

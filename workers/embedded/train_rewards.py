@@ -14,7 +14,7 @@ from workers.embedded.captions import random_caption, vocabulary
 from workers.embedded.damage import damaged, weathered
 from workers.embedded.dataset import NO_COLOR, Batch, Pictures
 from workers.embedded.train_prior import described
-from workers.embedded.training import TrainingRun, has_native_bfloat16, moved_to
+from workers.embedded.training import TrainingRun, has_fast_bfloat16, moved_to
 from workers.embedded.world import COLORS, NAMES, random_description
 from workers.priors.rgba import latents_to_image
 
@@ -38,7 +38,7 @@ def train_reward(folder: Path, steps: int, batch: int = 32, device: str = "cpu")
         "reward", folder, reward, [optimizer], steps, torch.Generator().manual_seed(seed), ema_decay=0.998
     )
     pictures = Pictures(folder)
-    fast = device != "cpu" or has_native_bfloat16()
+    fast = has_fast_bfloat16(device)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         painted = pictures.sample(batch, run.generator)

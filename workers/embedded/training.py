@@ -17,7 +17,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["TrainingRun", "has_native_bfloat16", "moved_to"]
+__all__ = ["TrainingRun", "has_fast_bfloat16", "moved_to"]
 
 
 @dataclass
@@ -118,8 +118,10 @@ class TrainingRun:
         self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
 
 
-def has_native_bfloat16() -> bool:
-    """Tell whether this processor multiplies bfloat16 matrices natively (elsewhere it is far slower than float32)."""
+def has_fast_bfloat16(device: str) -> bool:
+    """Tell whether `device` multiplies bfloat16 natively; a processor that does not is far slower than in float32."""
+    if device != "cpu":
+        return True
     if platform.machine() != "x86_64":
         return False
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""

@@ -33,6 +33,8 @@ __all__ = [
     "build",
     "ground_truth_points",
     "is_held_out",
+    "paint_color",
+    "part_colors",
     "random_description",
 ]
 
@@ -283,6 +285,15 @@ def paint_color(thing: Thing, paint: str) -> str:
         color = paint
     assert color is not None, f"{thing} names no color for {paint!r}"
     return color
+
+
+def part_colors(description: Description, arrangement: Arrangement) -> list[str]:
+    """Name the color of each part of an arrangement of `description`."""
+    things = [thing for thing in (description.a, description.b) if thing]
+    return [
+        paint_color(things[slot], part.paint)
+        for part, slot in zip(arrangement.parts, arrangement.slots, strict=True)
+    ]
 
 
 def is_held_out(a: Thing, b: Thing) -> bool:

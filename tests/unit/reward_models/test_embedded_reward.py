@@ -10,9 +10,9 @@ from torch import Tensor
 from reward_models.embedded import EmbeddedReward, SlotLogits, match_score
 from workers.embedded.captions import plain_caption
 from workers.embedded.damage import damaged
-from workers.embedded.dataset import group_cameras
-from workers.embedded.raycast import NO_PART, SHADE_SCALE, raycast
-from workers.embedded.world import PALETTE, Description, build, paint_color
+from workers.embedded.dataset import MAX_PARTS, compose, group_cameras
+from workers.embedded.raycast import raycast
+from workers.embedded.world import PALETTE, Description, build, part_colors
 from workers.evaluate import held_out_pairs
 from workers.priors.rgba import latents_to_image
 from workers.weights import load_reward
@@ -34,25 +34,14 @@ def true_latents(descriptions: list[Description]) -> Tensor:
     for description in descriptions:
         arrangement = build(description)
         angles = torch.tensor([float(rng.uniform(0, 360)), 20.0])
-        part_ids, shades = raycast(arrangement, group_cameras(angles), 64)
-        things = (description.a, description.b)
-        paints = [
-            paint_color(thing, part.paint)
-            for part, slot in zip(arrangement.parts, arrangement.slots, strict=True)
-            if (thing := things[slot])
-        ]
-        palette = np.array([*(PALETTE[paint] for paint in paints), (0, 0, 0)], np.float32) / 255
-        rgb = (
-            palette[np.where(part_ids == NO_PART, len(paints), part_ids)] * (shades / SHADE_SCALE)[..., None]
+        part_ids, shades = (
+            torch.from_numpy(x)[None] for x in raycast(arrangement, group_cameras(angles), 64)
         )
-        rgba = (
-            np.concatenate([rgb, (part_ids != NO_PART)[..., None]], -1)
-            .reshape(4, 32, 2, 32, 2, 4)
-            .mean((2, 4))
-        )
-        color, opacity = rgba[..., :3], rgba[..., 3:]
-        latents.append(np.concatenate([2 * color - opacity, 2 * opacity - 1], -1).transpose(0, 3, 1, 2))
-    return torch.from_numpy(np.stack(latents)).float()
+        rgb = torch.zeros(1, MAX_PARTS, 3)
+        colors = part_colors(description, arrangement)
+        rgb[0, : len(colors)] = torch.tensor([PALETTE[color] for color in colors]) / 255
+        latents.append(compose(part_ids.long(), shades, rgb))
+    return torch.cat(latents)
 
 
 def values(reward: EmbeddedReward, latents: Tensor, descriptions: list[Description]) -> Tensor:

@@ -71,11 +71,17 @@ def test_preparing_twice_changes_nothing() -> None:
     assert torch.equal(field.occupancy, occupancy)
 
 
-def test_thin_fog_is_cleared_every_twenty_steps_but_for_two_nodes_around_what_is_dense() -> None:
+def field_with_a_dense_middle() -> VoxelField:
+    """Thin fog, and one dense node in the middle."""
     field = VoxelField(9, 9)
     with torch.no_grad():
         field.raw_density.fill_(-6.0)
         field.raw_density[0, 0, 4, 4, 4] = 2.0
+    return field
+
+
+def test_thin_fog_is_cleared_every_twenty_steps_but_for_two_nodes_around_what_is_dense() -> None:
+    field = field_with_a_dense_middle()
     field.prepare(19, 1000)
     assert field.occupancy.all()
     field.prepare(20, 1000)
@@ -97,10 +103,7 @@ def test_fog_of_more_than_a_tenth_stays() -> None:
 
 
 def test_cleared_space_gets_no_gradient_and_comes_back_when_something_grows_nearby() -> None:
-    field = VoxelField(9, 9)
-    with torch.no_grad():
-        field.raw_density.fill_(-6.0)
-        field.raw_density[0, 0, 4, 4, 4] = 2.0
+    field = field_with_a_dense_middle()
     field.prepare(20, 1000)
     far, near = torch.tensor([[0.0, 0.0, 0.75]]), torch.tensor([[0.0, 0.0, 0.5]])
     field.density(far).sum().backward()

@@ -15,7 +15,7 @@ from workers.embedded.world import (
     Thing,
     build,
     ground_truth_points,
-    paint_color,
+    part_colors,
 )
 
 STACK = Description(Thing("cube", "red"), Thing("cylinder", "blue"), "on")
@@ -27,13 +27,7 @@ def true_surface(description: Description) -> Surface:
     rng = np.random.default_rng(0)
     arrangement = build(description)
     points, owner = ground_truth_points(arrangement, 6000, rng)
-    things = (description.a, description.b)
-    paints = [
-        paint_color(thing, part.paint)
-        for part, slot in zip(arrangement.parts, arrangement.slots, strict=True)
-        if (thing := things[slot])
-    ]
-    colors = np.array([PALETTE[paint] for paint in paints], float)[owner]
+    colors = np.array([PALETTE[color] for color in part_colors(description, arrangement)], float)[owner]
     return Surface(points + rng.normal(0, 0.005, points.shape), colors + rng.normal(0, 4, colors.shape))
 
 
