@@ -18,6 +18,7 @@ setup: .venv/.installed ## make .venv with everything the other targets need
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,postgres,services]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt --no-deps clip-anytorch # CLIP's vocabulary only
 	touch $@
 
 run: setup ## run the embedded service in the foreground
@@ -42,8 +43,8 @@ test-all: setup test ## also the slow ones, with Ray, an S3 server and promtool
 bench: setup ## ratios of one run; also build/bench.json
 	$(BIN)/python -m tests.bench
 
-eval: setup ## methods × held-out prompts: table, build/eval.json and contact sheet (EVAL="--methods sds,dreamdpo --pairs 8")
-	$(BIN)/python -m workers.evaluate $(EVAL)
+eval: setup ## methods × held-out prompts: table, build/eval.json and contact sheet (EVAL="weak --pairs 40")
+	$(BIN)/python -m workers.evaluation $(EVAL)
 
 train-embedded: ## train and export the embedded models (DEVICE=cuda; needs torch, numpy, safetensors only)
 	$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -m workers.embedded.train --device $(DEVICE)

@@ -1,10 +1,13 @@
-"""The embedded reward: how well four views of an object show what the words say, and how sound they look.
+"""The embedded rewards: how well pictures of an object show what the words say, and how sound they look.
 
 Two small networks meet in the same words-of-the-world. One reads the prompt and says, for two slots (upper or left,
 lower or right), which thing with which color should stand there; the other looks at the pictures and says what does.
 The score is the log-likelihood of the prompt's choices under the pictures' choices, plus the log-probability that
 the pictures are undamaged. Since each slot binds its own noun and color, swapped colors or objects cost as much as
 wrong ones. For "next to" either order counts, as pictures taken from an unknown side cannot tell left from right.
+
+Two of them ship: one looks at four views together and steers, the other looks at each view alone, was trained on
+other pictures from another start, and referees.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["EmbeddedReward", "EmbeddedRewardConfig", "SlotLogits", "load_embedded_reward"]
 
 MAX_WORDS = 28
-VIEWS = 4
 IMAGE_PX = 32
 SINGLE, ON, NEXT = range(3)
 """Relations, in the order of the relation head's classes."""
@@ -45,6 +47,8 @@ class EmbeddedRewardConfig:
     """Nouns, and one more class for "nothing stands in this slot"."""
     colors: int
     """Colors, and one more class for "no color is named"."""
+    views: int = 4
+    """How many views, evenly spaced around the object, it looks at together; 1: each alone."""
     width: int = 128
 
     def to_json(self) -> str:
@@ -63,7 +67,7 @@ class SlotLogits(NamedTuple):
 
 
 class EmbeddedReward(nn.Module):
-    """Score four 32 px views 90° apart against a prompt: see the module's docstring."""
+    """Score 32 px views against a prompt: see the module's docstring."""
 
     def __init__(self, config: EmbeddedRewardConfig) -> None:
         super().__init__()
@@ -80,7 +84,7 @@ class EmbeddedReward(nn.Module):
             name=self.config.name,
             value_range=None,
             scale="nats: 0 is a certain match of sound pictures; −1 is e times less likely",
-            views=VIEWS,
+            views=self.config.views,
             uses_prompt=True,
             differentiable=True,
             license="Apache-2.0",
@@ -99,19 +103,28 @@ class EmbeddedReward(nn.Module):
     def score_batch(
         self, images: Tensor, prompts: list[str], wants_gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Score images (G, 4, 3, H, W) for prompts (G): values (G, 1) in nats, and their gradient."""
+        """Score images (G, V, 3, H, W) for prompts (G): values as `score` gives them, and their gradient."""
         return score_and_gradient(self.score, images, prompts, wants_gradient)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Score images (G, 4, 3, H, W) in [0, 1]: (G, 1); differentiable to the images."""
-        if images.shape[1] != VIEWS:
+        """Score images (G, V, 3, H, W) in [0, 1] in nats; differentiable to the images.
+
+        Answers (G, 1) where it looks at all views together, (G, V) where at each alone.
+        """
+        together = self.config.views
+        if together != 1 and images.shape[1] != together:
             raise ValueError(
-                f"reward {self.config.name!r} wants {VIEWS} views of each object, 90° apart, but got {images.shape[1]}"
+                f"reward {self.config.name!r} wants {together} views of each object, evenly spaced around it, "
+                f"but got {images.shape[1]}"
             )
         with torch.no_grad():
             wanted = self.reader(self.word_ids(prompts))
-        seen, soundness = self.viewer(_resized(images))
-        return (match_score(wanted, seen) + F.logsigmoid(soundness))[:, None]
+        groups = images.shape[1] // together
+        seen, soundness = self.viewer(
+            _resized(images).reshape(-1, together, *images.shape[2:3], IMAGE_PX, IMAGE_PX)
+        )
+        wanted = SlotLogits(*(x.repeat_interleave(groups, 0) for x in wanted))
+        return (match_score(wanted, seen) + F.logsigmoid(soundness)).unflatten(0, (len(images), groups))
 
 
 def match_score(wanted: SlotLogits, seen: SlotLogits) -> Tensor:
@@ -167,7 +180,7 @@ class _Reader(nn.Module):
 
 
 class _Viewer(nn.Module):
-    """Pictures (N, 4, 3, 32, 32) → what stands where, and a logit (N,) that they are sound."""
+    """Pictures (N, V, 3, 32, 32) → what stands where, and a logit (N,) that they are sound."""
 
     def __init__(self, config: EmbeddedRewardConfig) -> None:
         super().__init__()
@@ -176,7 +189,7 @@ class _Viewer(nn.Module):
         for before, after, stride in ((3, 16, 1), (16, 48, 2), (48, 96, 2), (96, width, 2)):
             layers += [nn.Conv2d(before, after, 3, stride, 1), nn.GroupNorm(8, after), nn.SiLU()]
         self.convolutions = nn.Sequential(*layers)
-        self.place = nn.Parameter(torch.randn(VIEWS, 16, width) * 0.02)
+        self.place = nn.Parameter(torch.randn(config.views, 16, width) * 0.02)
         self.queries = nn.Parameter(torch.randn(4, width) * 0.02)
         self.mixer = _transformer(width, layers=2)
         self.heads = _Heads(width, config)

@@ -14,7 +14,6 @@ from workers.weights import EMBEDDED_PRIOR, REWARD_NAMES, load_reward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -24,10 +23,11 @@ if TYPE_CHECKING:
     from reward_models.contracts import RewardCard, RewardModel
     from service.settings import Settings
     from workers.contracts import Prior, Reward, TrainedField
+    from workers.priors.embedded import EmbeddedPrior
 
     Shading = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
-__all__ = ["LoadedPrior", "LoadedReward", "Networks", "load_networks"]
+__all__ = ["LoadedPrior", "LoadedReward", "Networks", "hold_embedded_prior", "load_networks"]
 
 
 class PreviewSampler(Protocol):
@@ -51,8 +51,8 @@ class LoadedPrior:
     """Cells along each axis of the grid in which that field's surface is drawn."""
     shading: Shading | None
     """The light that it paints into its pictures, which a mesh's base color must not have."""
-    is_truncated: Callable[[str], bool]
-    """Whether its text encoder reads only the beginning of a prompt."""
+    warn: Callable[[str], dict[str, str]]
+    """What of a prompt will have no effect, beside unknown words: sentences by warning code."""
     sample: PreviewSampler | None
 
 
@@ -76,7 +76,7 @@ class Networks:
 
     def capabilities(self) -> Capabilities:
         """Say what jobs these networks can run."""
-        methods = ["sds", *(["dreamdpo"] if self.rewards else [])]
+        methods = ["sds", *(["dreamdpo", "psd"] if self.rewards else [])]
         if any(loaded.card.differentiable for loaded in self.rewards.values()):
             methods.append("dreamfl")
         previews = any(loaded.sample is not None for loaded in self.priors.values())
@@ -94,7 +94,9 @@ def load_networks(settings: Settings, remote_rewards: Mapping[str, RemoteReward]
 
     Raises FileNotFoundError or ValueError when weights are missing or damaged, saying what to do.
     """
-    priors = {"embedded": _load_embedded_prior(EMBEDDED_PRIOR)}
+    from workers.priors.embedded import load_embedded_prior
+
+    priors = {"embedded": hold_embedded_prior(load_embedded_prior(EMBEDDED_PRIOR))}
     if remote_rewards is not None:
         rewards = {
             name: LoadedReward(SharedReward(name, remote.score_batch), remote.card)
@@ -109,14 +111,27 @@ def load_networks(settings: Settings, remote_rewards: Mapping[str, RemoteReward]
     return networks
 
 
-def _load_embedded_prior(weights: Path) -> LoadedPrior:
+def hold_embedded_prior(prior: EmbeddedPrior) -> LoadedPrior:
+    """Add to an embedded prior, of whatever weights, what belongs to it."""
     from workers.embedded.raycast import SHADING
     from workers.fields.voxel import VoxelField
     from workers.mesh import LinearShading
-    from workers.priors.embedded import load_embedded_prior, sample_views
+    from workers.priors.embedded import MAX_THINGS, MAX_WORDS, sample_views
 
-    prior = load_embedded_prior(weights)
     rig = CameraRig()
+
+    def warn(prompt: str) -> dict[str, str]:
+        warnings = {}
+        if prior.is_truncated(prompt):
+            warnings["prompt-truncated"] = (
+                f"only the first {MAX_WORDS} words are read; the rest has no effect"
+            )
+        if (things := prior.num_things(prompt)) > MAX_THINGS:
+            warnings["too-many-things"] = (
+                f"the prompt names {things} things, but the tiny embedded prior draws at most {MAX_THINGS}; "
+                "make the others in jobs of their own"
+            )
+        return warnings
 
     def sample(prompt: str, generator: torch.Generator) -> Tensor:
         cameras = orbit_cameras(torch.arange(4)[None] * 90.0, torch.tensor(20.0), rig.distance, rig.fov_y_deg)
@@ -130,7 +145,7 @@ def _load_embedded_prior(weights: Path) -> LoadedPrior:
         make_field=lambda device: VoxelField(device=device),
         mesh_cells=128,
         shading=LinearShading(*SHADING).__call__,
-        is_truncated=prior.is_truncated,
+        warn=warn,
         sample=sample,
     )
 

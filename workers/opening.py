@@ -26,7 +26,11 @@ def make_scene(spec: JobSpec, networks: Networks) -> Scene:
         prompt=spec.prompt,
         negative_prompt=spec.negative_prompt,
         prior=loaded.prior,
-        method=make_method(spec.method, _reward_of(spec, networks)),
+        method=make_method(
+            spec.method,
+            _reward_named(steering_reward(spec), networks),
+            _reward_named(getattr(spec.method, "override", None), networks),
+        ),
         field=loaded.make_field(networks.device),
         rig=loaded.rig,
         seed=spec.seed,
@@ -48,9 +52,7 @@ def prompt_warnings(spec: JobSpec, loaded: LoadedPrior) -> list[dict[str, str]]:
     if unknown := loaded.prior.unknown_words(spec.prompt):
         detail = f"prior '{spec.prior}' has no meaning for these words: {', '.join(unknown)}"
         warnings.append({"code": "unknown-words", "detail": detail})
-    if loaded.is_truncated(spec.prompt):
-        detail = f"the prompt is longer than what prior '{spec.prior}' reads; its end has no effect"
-        warnings.append({"code": "prompt-truncated", "detail": detail})
+    warnings += [{"code": code, "detail": detail} for code, detail in loaded.warn(spec.prompt).items()]
     return warnings
 
 
@@ -59,8 +61,7 @@ def steering_reward(spec: JobSpec) -> str | None:
     return getattr(spec.method, "judge", None) or next((use.name for use in spec.rewards), None)
 
 
-def _reward_of(spec: JobSpec, networks: Networks) -> Reward | None:
-    name = steering_reward(spec)
+def _reward_named(name: str | None, networks: Networks) -> Reward | None:
     if name is None:
         return None
     if name not in networks.rewards:

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from reward_models.contracts import RewardModel
 
-__all__ = ["EMBEDDED_PRIOR", "EMBEDDED_REWARD", "REWARD_NAMES", "check_weights", "load_reward"]
+__all__ = ["EMBEDDED_PRIOR", "EMBEDDED_REWARDS", "REWARD_NAMES", "check_weights", "load_reward"]
 
 _EMBEDDED = Path(__file__).parent / "embedded" / "weights"
 EMBEDDED_PRIOR = _EMBEDDED / "embedded-prior.safetensors"
-EMBEDDED_REWARD = _EMBEDDED / "embedded-multiview-reward.safetensors"
-_REWARDS = {"embedded-multiview": EMBEDDED_REWARD}
-REWARD_NAMES = tuple(_REWARDS)
+EMBEDDED_REWARDS = {
+    "embedded-multiview": _EMBEDDED / "embedded-multiview-reward.safetensors",
+    "embedded-alignment": _EMBEDDED / "embedded-alignment-reward.safetensors",
+}
+REWARD_NAMES = tuple(EMBEDDED_REWARDS)
 
 
 def check_weights() -> None:
     """Raise FileNotFoundError, saying what to do, unless all files are there."""
-    missing = [path for path in (EMBEDDED_PRIOR, *_REWARDS.values()) if not path.exists()]
+    missing = [path for path in (EMBEDDED_PRIOR, *EMBEDDED_REWARDS.values()) if not path.exists()]
     if missing:
         names = " and ".join(path.name for path in missing)
         raise FileNotFoundError(
@@ -30,10 +32,8 @@ def check_weights() -> None:
 
 def load_reward(name: str) -> RewardModel:
     """Load one reward network into this process; raises ValueError when its file is missing or damaged."""
-    match name:
-        case "embedded-multiview":
-            from reward_models.embedded import load_embedded_reward
+    from reward_models.embedded import load_embedded_reward
 
-            return load_embedded_reward(_REWARDS[name])
-        case _:
-            raise ValueError(f"there is no reward '{name}'; this release has {', '.join(REWARD_NAMES)}")
+    if name not in EMBEDDED_REWARDS:
+        raise ValueError(f"there is no reward '{name}'; this release has {', '.join(REWARD_NAMES)}")
+    return load_embedded_reward(EMBEDDED_REWARDS[name])

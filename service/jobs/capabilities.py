@@ -57,8 +57,11 @@ def merge(documents: list[Capabilities]) -> Capabilities:
 def embedded_capabilities() -> Capabilities:
     """Say what a worker of the embedded default can do; used until a live worker has said it itself."""
     return Capabilities(
-        methods={name: PartFacts() for name in ("sds", "dreamfl", "dreamdpo")},
+        methods={name: PartFacts() for name in ("sds", "dreamfl", "dreamdpo", "psd")},
         priors={"embedded": PartFacts()},
-        rewards={"embedded-multiview": RewardFacts(differentiable=True, multiview=True)},
+        rewards={
+            "embedded-multiview": RewardFacts(differentiable=True, multiview=True),
+            "embedded-alignment": RewardFacts(differentiable=True),
+        },
         mesh_formats=("glb", "obj", "ply", "stl"),
     )

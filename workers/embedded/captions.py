@@ -12,7 +12,7 @@ from workers.embedded.world import EVERYDAY, PALETTE, SHAPES, SIZES, Description
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["plain_caption", "random_caption", "vocabulary"]
+__all__ = ["accent_nouns", "nouns", "plain_caption", "random_caption", "vocabulary"]
 
 _NOUNS: dict[str, tuple[str, ...]] = {
     "cube": ("cube", "cube", "box", "block"),
@@ -36,6 +36,18 @@ _NOUNS: dict[str, tuple[str, ...]] = {
     "car": ("car", "car", "automobile"),
     "icecream": ("ice cream", "ice cream cone", "icecream"),
     "dumbbell": ("dumbbell", "dumbbell", "barbell"),
+    "boat": ("boat", "boat", "ship", "tugboat"),
+    "bed": ("bed",),
+    "sofa": ("sofa", "sofa", "couch", "armchair"),
+    "bottle": ("bottle", "bottle", "flask"),
+    "hat": ("top hat", "hat", "hat"),
+    "pine": ("pine tree", "pine", "fir", "fir tree", "christmas tree"),
+    "cactus": ("cactus",),
+    "train": ("train", "train", "locomotive", "steam train"),
+    "robot": ("robot",),
+    "cake": ("cake", "cake", "birthday cake"),
+    "airplane": ("airplane", "airplane", "plane", "aeroplane"),
+    "lighthouse": ("lighthouse",),
 }
 _COLORS = {"gray": ("gray", "grey"), "purple": ("purple", "purple", "violet")}
 _SIZES: dict[str, tuple[str, ...]] = {
@@ -91,9 +103,19 @@ def vocabulary() -> list[str]:
     return sorted({word for phrase in phrases for word in phrase.split() if word.isalnum()})
 
 
+def nouns() -> list[str]:
+    """List every word that can name a thing, sorted."""
+    return sorted({word for names in _NOUNS.values() for name in names for word in name.split()})
+
+
+def accent_nouns() -> list[str]:
+    """List every word that names an accent after "with", sorted."""
+    return sorted({thing.accent_noun for thing in EVERYDAY.values() if thing.accent_noun})
+
+
 def _plain(thing: Thing) -> str:
     size = "" if thing.size == "normal" else thing.size
-    noun = "ice cream" if thing.name == "icecream" else thing.name
+    noun = _NOUNS[thing.name][0]
     return " ".join(word for word in (size, thing.color or "", noun, _accent(thing)) if word)
 
 

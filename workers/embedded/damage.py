@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,35 +29,56 @@ def weathered(latents: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def damaged(latents: Tensor, generator: torch.Generator) -> Tensor:
-    """Damage every object in one of five ways: cut-out, floater, blotch, foreign view, swapped view halves."""
-    result = latents.clone()
-    kinds = torch.randint(5, (len(latents),), generator=generator)
-    for index, kind in enumerate(kinds.tolist()):
-        views = result[index]
-        size = int(torch.randint(6, 13, (1,), generator=generator))
-        y, x = (int(v) for v in torch.randint(4, 28 - size, (2,), generator=generator))
-        some_views = torch.rand(4, generator=generator) < 0.7
-        color = torch.rand(3, 1, 1, generator=generator) * 2 - 1
-        patch = views[some_views, :, y : y + size, x : x + size]
-        match kind:
-            case 0:
-                patch = torch.full_like(patch, -1.0)
-                patch[:, :3] = 0
-            case 1:
-                patch = torch.cat([color.expand_as(patch[:, :3]), torch.ones_like(patch[:, 3:])], 1)[
-                    :, :, :5, :5
-                ]
-                views[some_views, :, y : y + 5, x : x + 5] = patch
-                continue
-            case 2:
-                opacity = (patch[:, 3:] + 1) / 2
-                patch = torch.cat([color * opacity, patch[:, 3:]], 1)
-            case 3:
-                other = int(torch.randint(len(latents), (1,), generator=generator))
-                views[int(torch.randint(4, (1,), generator=generator))] = latents[other, 0]
-                continue
-            case _:
-                views[some_views] = views[some_views].flip(-2)
-                continue
-        views[some_views, :, y : y + size, x : x + size] = patch
-    return result
+    """Damage every object (N, V, 4, 32, 32) in one way: cut-out, floater, blotch, flipped views, foreign views.
+
+    At least one of its views is hurt. A single view (V = 1) knows no foreign one.
+    """
+    count, views = latents.shape[:2]
+    kinds = torch.randint(5 if views > 1 else 4, (count,), generator=generator).tolist()
+    return torch.stack([_damage(latents, index, kind, generator) for index, kind in enumerate(kinds)])
+
+
+def _damage(latents: Tensor, index: int, kind: int, generator: torch.Generator) -> Tensor:
+    views = latents[index].clone()
+    if kind == 1:
+        return _with_blob(views, generator)
+    hurt = torch.rand(len(views), generator=generator) < 0.7
+    hurt[int(torch.randint(len(views), (1,), generator=generator))] = True
+    size = int(torch.randint(6, 13, (1,), generator=generator))
+    y, x = (int(v) for v in torch.randint(2, 30 - size, (2,), generator=generator))
+    patch = views[hurt, :, y : y + size, x : x + size]
+    match kind:
+        case 0:
+            patch = torch.cat([torch.zeros_like(patch[:, :3]), -torch.ones_like(patch[:, 3:])], 1)
+        case 2:
+            color = torch.rand(3, 1, 1, generator=generator) * 2 - 1
+            patch = torch.cat([color * (patch[:, 3:] + 1) / 2, patch[:, 3:]], 1)
+        case 3:
+            views[hurt] = views[hurt].flip(-2)
+            return views
+        case _:
+            other = int(torch.randint(len(latents), (1,), generator=generator))
+            foreign = torch.arange(len(views)) >= int(torch.randint(1, len(views), (1,), generator=generator))
+            views[foreign] = latents[other][foreign]
+            return views
+    views[hurt, :, y : y + size, x : x + size] = patch
+    return views
+
+
+def _with_blob(views: Tensor, generator: torch.Generator) -> Tensor:
+    """Paint a stray ball over RGBA views (V, 4, 32, 32), where cameras 90° apart would see it."""
+    azimuth, elevation, distance, height, size = torch.rand(5, generator=generator).tolist()
+    radius_px = 1.0 + 1.8 * size
+    turn = 2 * torch.pi * (azimuth + torch.arange(len(views)) / 4)
+    tilt = -0.6 + 1.6 * elevation
+    sideways_px, away_px = (11.5 * (0.6 + 0.4 * distance) * f(turn) for f in (torch.sin, torch.cos))
+    x_px = 15.5 + sideways_px
+    y_px = 15.5 + away_px * math.sin(tilt) - 11 * (2 * height - 1) * math.cos(tilt)
+    axis = torch.arange(32.0)
+    from_center = torch.hypot(
+        axis[None, :, None] - y_px[:, None, None], axis[None, None, :] - x_px[:, None, None]
+    )
+    cover = (radius_px + 0.5 - from_center).clamp(0, 1)[:, None]
+    color = torch.rand(3, 1, 1, generator=generator) * 2 - 1
+    blob = torch.cat([color.expand(3, 32, 32), torch.ones(1, 32, 32)])
+    return torch.lerp(views, blob.expand_as(views), cover)

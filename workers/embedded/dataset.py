@@ -56,7 +56,7 @@ NO_COLOR = len(COLORS)
 
 def draw_elevation_deg(rng: np.random.Generator) -> float:
     """Draw the elevation of a picture's cameras: half moderate, half wide, so that undersides and holes are seen."""
-    return float(rng.uniform(0, 35) if rng.random() < 0.5 else rng.uniform(-30, 75))
+    return float(rng.uniform(0, 35) if rng.random() < 0.5 else rng.uniform(-60, 80))
 
 
 class _Record(NamedTuple):

@@ -5,40 +5,48 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 
-from reward_models.embedded import EmbeddedReward, EmbeddedRewardConfig
-from workers.embedded.captions import vocabulary
-from workers.embedded.train_prior import SlotsAndUNet, new_prior
-from workers.embedded.train_rewards import REWARD_NAME
-from workers.embedded.world import COLORS, NAMES
-from workers.weights import EMBEDDED_PRIOR, EMBEDDED_REWARD
+from workers.embedded.train_prior import WEAK_STEP, SlotsAndUNet, new_prior
+from workers.embedded.train_rewards import REFEREE, REWARD, RewardRecipe, new_reward
+from workers.weights import EMBEDDED_PRIOR, EMBEDDED_REWARDS
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
+    from reward_models.embedded import EmbeddedReward
     from workers.priors.embedded import EmbeddedPrior
 
-__all__ = ["averaged_prior", "averaged_reward", "export_weights"]
+__all__ = ["averaged_prior", "averaged_reward", "export_weights", "weak_prior"]
 
 
 def averaged_prior(folder: Path) -> EmbeddedPrior:
     """Assemble the prior from the work folder's checkpoints (the averaged weights of the U-Net)."""
+    return _assembled(folder, "prior")
+
+
+def weak_prior(folder: Path) -> EmbeddedPrior:
+    """Assemble the deliberately weak prior, of an early checkpoint; its text encoder is the finished one."""
+    return _assembled(folder, f"prior-step{WEAK_STEP}")
+
+
+def _assembled(folder: Path, stage: str) -> EmbeddedPrior:
     prior = new_prior()
     prior.text_encoder.load_state_dict(_checkpoint(folder, "text")["model"])
-    SlotsAndUNet(prior).load_state_dict(_checkpoint(folder, "prior")["ema"])
+    SlotsAndUNet(prior).load_state_dict(_checkpoint(folder, stage)["ema"])
     return prior.eval().requires_grad_(False)
 
 
-def averaged_reward(folder: Path) -> EmbeddedReward:
-    """Assemble the multi-view reward from the work folder's checkpoint (its averaged weights)."""
-    reward = EmbeddedReward(EmbeddedRewardConfig(REWARD_NAME, vocabulary(), len(NAMES) + 1, len(COLORS) + 1))
-    reward.load_state_dict(_checkpoint(folder, "reward")["ema"])
+def averaged_reward(folder: Path, recipe: RewardRecipe) -> EmbeddedReward:
+    """Assemble a reward from the work folder's checkpoint (its averaged weights)."""
+    reward = new_reward(recipe)
+    reward.load_state_dict(_checkpoint(folder, recipe.stage)["ema"])
     return reward.eval().requires_grad_(False)
 
 
@@ -49,10 +57,12 @@ def export_weights(folder: Path, weights: Path) -> None:
         prior = averaged_prior(folder)
         runs = {"text": _checkpoint(folder, "text"), "prior": _checkpoint(folder, "prior")}
         _write(weights / EMBEDDED_PRIOR.name, prior, {"embedded_prior": prior.config.to_json()}, runs)
-    if (folder / "reward.pt").exists():
-        reward = averaged_reward(folder)
-        runs = {"reward": _checkpoint(folder, "reward")}
-        _write(weights / EMBEDDED_REWARD.name, reward, {"embedded_reward": reward.config.to_json()}, runs)
+    for recipe in (REWARD, REFEREE):
+        if (folder / f"{recipe.stage}.pt").exists():
+            reward = averaged_reward(folder, recipe)
+            runs = {recipe.stage: _checkpoint(folder, recipe.stage)}
+            name = EMBEDDED_REWARDS[recipe.name].name
+            _write(weights / name, reward, {"embedded_reward": reward.config.to_json()}, runs)
 
 
 def _checkpoint(folder: Path, stage: str) -> dict[str, Any]:
@@ -70,9 +80,12 @@ def _write(path: Path, model: nn.Module, metadata: dict[str, str], runs: dict[st
         "sha256": digest,
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "hardware": f"{platform.machine()} CPU, torch {torch.__version__}",
+        "commit": _commit(),
         "stages": {
             name: {
                 "steps": run["step"],
+                "samples": run["step"] * run["batch"],
+                "seeds": run["seeds"],
                 "minutes": round(run["seconds"] / 60, 1),
                 "curve": run["curve"],
             }
@@ -80,3 +93,18 @@ def _write(path: Path, model: nn.Module, metadata: dict[str, str], runs: dict[st
         },
     }
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _commit() -> str:
+    """Name the commit of this checkout; "-dirty" when files differ from it."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown (no git)"
+    answer = subprocess.run(  # noqa: S603 - a fixed command, and no shell
+        [git, "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return answer.stdout.strip() or "unknown (no git checkout)"

@@ -18,7 +18,7 @@ Array = NDArray[np.floating]
 
 SOLIDS = ("cube", "sphere", "cylinder", "cone", "torus", "pyramid", "capsule", "egg")
 
-TORUS_TUBE = 0.3
+TORUS_TUBE = 0.25
 """Radius of the torus's tube where its outer radius is 1."""
 EGG_WAIST = -0.35
 """Height of the egg's widest circle: below it a squat half-ellipsoid, above it a tall one."""

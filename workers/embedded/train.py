@@ -1,8 +1,9 @@
 """Train the embedded models from nothing: `python -m workers.embedded.train --help`, or `make train-embedded`.
 
 Every stage checkpoints itself in the work folder and resumes by itself: "pictures" (ray-cast once), "text" (the
-text encoder, on captions made on the fly), "prior" (slot encoder and U-Net), "reward"; "export" writes the fp16
-files that the project ships. Needs torch, numpy and safetensors only; `--device cuda` trains on a GPU.
+text encoder, on captions made on the fly), "prior" (slot encoder and U-Net), "outputs" (objects optimized under an
+early checkpoint of the prior), "reward", "referee"; "export" writes the fp16 files that the project ships. Needs
+torch, numpy and safetensors only (but "outputs" needs the whole project); `--device cuda` trains on a GPU.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from pathlib import Path
 
 from workers.embedded.dataset import render_pictures
 from workers.embedded.export import export_weights
+from workers.embedded.outputs import collect_outputs
 from workers.embedded.train_prior import train_prior, train_text
-from workers.embedded.train_rewards import train_reward
+from workers.embedded.train_rewards import REFEREE, REWARD, train_reward
 from workers.weights import EMBEDDED_PRIOR
 
 __all__ = ["main"]
 
-PICTURE_SEEDS = (10, 11, 12, 20, 21, 22)
-"""Each seed draws 10,000 geometries."""
-STAGES = ("pictures", "text", "prior", "reward", "export")
+PICTURE_SEEDS = (10, 11, 12, 13, 14, 15)
+"""Each seed draws 10,000 geometries, for the prior and the reward."""
+REFEREE_SEEDS = (20, 21)
+"""What the referee sees is drawn apart: it must not share the reward's blind spots."""
+STAGES = ("pictures", "text", "prior", "outputs", "reward", "referee", "export")
 
 
 def main() -> None:
@@ -32,21 +36,29 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/embedded"), help="work folder")
     parser.add_argument("--weights", type=Path, default=EMBEDDED_PRIOR.parent, help="where export writes")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prior-steps", type=int, default=4000, help="of 32 pictures each")
+    parser.add_argument("--prior-steps", type=int, default=4500, help="of 32 pictures each")
+    parser.add_argument(
+        "--outputs", type=int, default=80, help="objects to optimize for the rewards' training"
+    )
     parser.add_argument("--reward-steps", type=int, default=1800, help="of 32 pictures each")
     arguments = parser.parse_args()
     for stage in arguments.stages:
         match stage:
             case "pictures":
-                for seed in PICTURE_SEEDS:
-                    if not (arguments.folder / f"pictures-{seed}.npz").exists():
-                        render_pictures(arguments.folder, 10_000, seed)
+                for name, seeds in (("pictures", PICTURE_SEEDS), ("referee", REFEREE_SEEDS)):
+                    for seed in seeds:
+                        if not (arguments.folder / name / f"pictures-{seed}.npz").exists():
+                            render_pictures(arguments.folder / name, 10_000, seed)
             case "text":
                 train_text(arguments.folder)
             case "prior":
                 train_prior(arguments.folder, arguments.prior_steps, device=arguments.device)
+            case "outputs":
+                collect_outputs(arguments.folder / "outputs", arguments.folder, arguments.outputs)
             case "reward":
-                train_reward(arguments.folder, arguments.reward_steps, device=arguments.device)
+                train_reward(arguments.folder, REWARD, arguments.reward_steps, device=arguments.device)
+            case "referee":
+                train_reward(arguments.folder, REFEREE, arguments.reward_steps, device=arguments.device)
             case "export":
                 export_weights(arguments.folder, arguments.weights)
             case _:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workers.embedded.captions import random_caption, vocabulary
+from workers.embedded.captions import accent_nouns, nouns, random_caption, vocabulary
 from workers.embedded.dataset import NO_COLOR, Batch, Pictures
-from workers.embedded.training import TrainingRun, has_fast_bfloat16, moved_to
+from workers.embedded.training import TrainingRun, has_fast_bfloat16, moved_to, muon
 from workers.embedded.world import COLORS, NAMES, RELATIONS, SIZES, Description, build, random_description
 from workers.priors.embedded import EmbeddedConfig, EmbeddedPrior, TextEncoder
 from workers.priors.embedded_unet import TextChoices
@@ -20,16 +20,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["SlotsAndUNet", "described", "new_prior", "train_prior", "train_text"]
+__all__ = ["WEAK_STEP", "SlotsAndUNet", "described", "new_prior", "train_prior", "train_text"]
 
 CHANNELS = [64, 96, 160]
+WEAK_STEP = 400
+"""The weak prior of evaluations: 12,800 pictures, an early checkpoint where preference has more to gain."""
 
 
 def new_prior() -> EmbeddedPrior:
     """Build the prior of the current world, untrained."""
-    return EmbeddedPrior(
-        EmbeddedConfig(vocabulary(), len(NAMES) + 1, len(COLORS) + 1, len(SIZES), len(RELATIONS), CHANNELS)
+    config = EmbeddedConfig(
+        words=vocabulary(),
+        names=len(NAMES) + 1,
+        colors=len(COLORS) + 1,
+        sizes=len(SIZES),
+        relations=len(RELATIONS),
+        channels=CHANNELS,
+        nouns=nouns(),
+        accents=accent_nouns(),
     )
+    return EmbeddedPrior(config)
 
 
 def train_text(folder: Path, steps: int = 3000, batch: int = 96) -> TextEncoder:
@@ -38,7 +48,7 @@ def train_text(folder: Path, steps: int = 3000, batch: int = 96) -> TextEncoder:
     prior = new_prior()
     encoder = prior.text_encoder
     optimizer = torch.optim.AdamW(encoder.parameters(), 1.5e-3, (0.9, 0.98), weight_decay=0.01)
-    run = TrainingRun("text", folder, encoder, [optimizer], steps, torch.Generator().manual_seed(2))
+    run = TrainingRun("text", folder, encoder, [optimizer], steps, batch, 1, torch.Generator().manual_seed(2))
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((3, step))
@@ -127,20 +137,22 @@ def train_prior(folder: Path, steps: int, batch: int = 32, device: str = "cpu") 
     hidden = dict(muon_parameters(model))
     rest = [parameter for name, parameter in model.named_parameters() if name not in hidden]
     optimizers = [
-        torch.optim.Muon(
-            hidden.values(),
-            2e-3,
-            weight_decay=0.01,
-            momentum=0.95,
-            nesterov=True,
-            adjust_lr_fn="match_rms_adamw",
-        ),
+        muon(hidden.values()),
         torch.optim.AdamW(rest, 2e-3, (0.9, 0.98), weight_decay=0.01),
     ]
     run = TrainingRun(
-        "prior", folder, model, optimizers, steps, torch.Generator().manual_seed(5), ema_decay=0.998
+        "prior",
+        folder,
+        model,
+        optimizers,
+        steps,
+        batch,
+        4,
+        torch.Generator().manual_seed(5),
+        ema_decay=0.998,
+        keep_step=WEAK_STEP,
     )
-    pictures = Pictures(folder)
+    pictures = Pictures(folder / "pictures")
     fast = has_fast_bfloat16(device)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:

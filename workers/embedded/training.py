@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["TrainingRun", "has_fast_bfloat16", "moved_to"]
+__all__ = ["TrainingRun", "has_fast_bfloat16", "moved_to", "muon"]
 
 
 @dataclass
@@ -29,9 +29,15 @@ class TrainingRun:
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
     steps: int
+    batch: int
+    """Samples in a step, for the record."""
+    seed: int
+    """From which the model was initialized, for the record."""
     generator: torch.Generator
     ema_decay: float = 0.0
     checkpoint_s: float = 60.0
+    keep_step: int | None = None
+    """The averaged weights after this step are kept as well, in `<name>-step<n>.pt`: a deliberately weak model."""
 
     def __post_init__(self) -> None:
         self.step = 0
@@ -63,6 +69,9 @@ class TrainingRun:
             self._average()
             for key, number in {"loss": value.item(), **numbers}.items():
                 sums.setdefault(key, []).append(number)
+            if self.step == self.keep_step:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                torch.save({"ema": self.ema}, self.folder / f"{self.name}-step{self.step}.pt")
             now = time.monotonic()
             self.seconds += now - started
             started = now
@@ -99,6 +108,8 @@ class TrainingRun:
             "ema": self.ema,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generator": self.generator.get_state(),
+            "seeds": [self.seed, self.generator.initial_seed()],
+            "batch": self.batch,
             "step": self.step,
             "seconds": self.seconds,
             "curve": self.curve,
@@ -116,6 +127,18 @@ class TrainingRun:
             optimizer.load_state_dict(saved)
         self.generator.set_state(state["generator"].cpu())
         self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
+
+
+def muon(matrices: Iterable[nn.Parameter], learning_rate: float = 2e-3) -> torch.optim.Optimizer:
+    """Orthogonalized momentum for hidden matrices, at AdamW's scale; it learned binding in a third of AdamW's time."""
+    return torch.optim.Muon(
+        matrices,
+        learning_rate,
+        weight_decay=0.01,
+        momentum=0.95,
+        nesterov=True,
+        adjust_lr_fn="match_rms_adamw",
+    )
 
 
 def has_fast_bfloat16(device: str) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.embedded.everyday import EVERYDAY, Part
 from workers.embedded.primitives import inside, surface_mesh
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "Part",
     "Thing",
     "build",
+    "ground_truth_mesh",
     "ground_truth_points",
     "is_held_out",
     "paint_color",
@@ -65,7 +67,7 @@ _HALF_EXTENTS: dict[str, tuple[float, float, float]] = {
     "sphere": (0.55, 0.55, 0.55),
     "cylinder": (0.42, 0.6, 0.42),
     "cone": (0.52, 0.62, 0.52),
-    "torus": (0.64, 0.19, 0.64),
+    "torus": (0.64, 0.17, 0.64),
     "pyramid": (0.56, 0.55, 0.56),
     "capsule": (0.34, 0.66, 0.34),
     "disk": (0.6, 0.13, 0.6),
@@ -77,153 +79,6 @@ SHAPES = tuple(_HALF_EXTENTS)
 
 _UNSCALED = np.ones(3, np.float32)
 
-
-class Part(NamedTuple):
-    """One solid of a thing."""
-
-    solid: str
-    """Its shape, of `primitives.SOLIDS`."""
-    center: tuple[float, float, float]
-    half: tuple[float, float, float]
-    """Half extents along x, y, z."""
-    paint: str
-    """"main" or "accent" (the caption decides) or the name of a fixed color."""
-    axis: int = 1
-    """The world axis (0 x, 1 y, 2 z) along which the solid's own height lies."""
-
-
-class _Everyday(NamedTuple):
-    parts: tuple[Part, ...]
-    """In a unit frame; `_normalized` fits them into the box of `half`."""
-    half: tuple[float, float, float]
-    main: str | None
-    """Color of the "main" parts where the caption names none; None: the caption always names one."""
-    accent: str | None = None
-    """Color of the "accent" parts where the caption names none."""
-    accent_noun: str | None = None
-    """What the caption calls the accent: a house "with a blue roof"."""
-
-
-def _legs(x: float, z: float, y: float, half: tuple[float, float, float]) -> tuple[Part, ...]:
-    return tuple(Part("cube", (sx * x, y, sz * z), half, "main") for sx in (-1, 1) for sz in (-1, 1))
-
-
-EVERYDAY: dict[str, _Everyday] = {
-    "snowman": _Everyday(
-        (
-            Part("sphere", (0, -0.58, 0), (0.42, 0.42, 0.42), "main"),
-            Part("sphere", (0, 0.06, 0), (0.31, 0.31, 0.31), "main"),
-            Part("sphere", (0, 0.5, 0), (0.22, 0.22, 0.22), "main"),
-            Part("cone", (0, 0.5, 0.3), (0.07, 0.14, 0.07), "orange", 2),
-            Part("cylinder", (0, 0.68, 0), (0.27, 0.04, 0.27), "accent"),
-            Part("cylinder", (0, 0.84, 0), (0.17, 0.16, 0.17), "accent"),
-        ),
-        (0.4, 0.92, 0.4),
-        "white",
-        "black",
-        "hat",
-    ),
-    "table": _Everyday(
-        (Part("cube", (0, 0.5, 0), (0.85, 0.1, 0.6), "main"), *_legs(0.72, 0.47, -0.1, (0.1, 0.5, 0.1))),
-        (0.75, 0.52, 0.53),
-        "brown",
-    ),
-    "chair": _Everyday(
-        (
-            Part("cube", (0, -0.05, 0), (0.42, 0.08, 0.42), "main"),
-            Part("cube", (0, 0.45, -0.34), (0.42, 0.47, 0.08), "main"),
-            *_legs(0.32, 0.32, -0.53, (0.09, 0.4, 0.09)),
-        ),
-        (0.43, 0.92, 0.43),
-        "brown",
-    ),
-    "mushroom": _Everyday(
-        (
-            Part("cylinder", (0, -0.45, 0), (0.24, 0.5, 0.24), "white"),
-            Part("sphere", (0, 0.3, 0), (0.72, 0.42, 0.72), "main"),
-        ),
-        (0.66, 0.76, 0.66),
-        "red",
-    ),
-    "tree": _Everyday(
-        (
-            Part("cylinder", (0, -0.6, 0), (0.15, 0.4, 0.15), "brown"),
-            Part("sphere", (0, 0.28, 0), (0.6, 0.66, 0.6), "main"),
-        ),
-        (0.56, 0.9, 0.56),
-        "green",
-    ),
-    "house": _Everyday(
-        (
-            Part("cube", (0, -0.38, 0), (0.58, 0.46, 0.58), "main"),
-            Part("pyramid", (0, 0.42, 0), (0.76, 0.4, 0.76), "accent"),
-        ),
-        (0.74, 0.8, 0.74),
-        "white",
-        "red",
-        "roof",
-    ),
-    "rocket": _Everyday(
-        (
-            Part("cylinder", (0, -0.1, 0), (0.26, 0.52, 0.26), "main"),
-            Part("cone", (0, 0.68, 0), (0.28, 0.28, 0.28), "accent"),
-            Part("cube", (0, -0.66, 0), (0.5, 0.2, 0.07), "accent"),
-            Part("cube", (0, -0.66, 0), (0.07, 0.2, 0.5), "accent"),
-        ),
-        (0.48, 0.92, 0.48),
-        "white",
-        "red",
-        "tip",
-    ),
-    "lamp": _Everyday(
-        (
-            Part("cylinder", (0, -0.86, 0), (0.4, 0.09, 0.4), "gray"),
-            Part("cylinder", (0, -0.35, 0), (0.09, 0.5, 0.09), "gray"),
-            Part("cone", (0, 0.38, 0), (0.58, 0.5, 0.58), "main"),
-        ),
-        (0.54, 0.88, 0.54),
-        "yellow",
-    ),
-    "mug": _Everyday(
-        (
-            Part("cylinder", (-0.14, 0, 0), (0.56, 0.68, 0.56), "main"),
-            Part("torus", (0.42, 0, 0), (0.42, 0.12, 0.42), "main", 2),
-        ),
-        (0.68, 0.64, 0.52),
-        "white",
-    ),
-    "car": _Everyday(
-        (
-            Part("cube", (0, -0.1, 0), (0.92, 0.22, 0.45), "main"),
-            Part("cube", (-0.05, 0.27, 0), (0.5, 0.2, 0.39), "cyan"),
-            *(
-                Part("cylinder", (sx * 0.55, -0.32, sz * 0.42), (0.21, 0.1, 0.21), "black", 2)
-                for sx in (-1, 1)
-                for sz in (-1, 1)
-            ),
-        ),
-        (0.86, 0.48, 0.48),
-        "red",
-    ),
-    "icecream": _Everyday(
-        (
-            Part("cone", (0, -0.35, 0), (0.42, -0.6, 0.42), "brown"),
-            Part("sphere", (0, 0.38, 0), (0.52, 0.5, 0.52), "main"),
-        ),
-        (0.5, 0.9, 0.5),
-        "pink",
-    ),
-    "dumbbell": _Everyday(
-        (
-            Part("cylinder", (0, 0, 0), (0.13, 0.6, 0.13), "gray", 0),
-            Part("cylinder", (-0.7, 0, 0), (0.5, 0.2, 0.5), "main", 0),
-            Part("cylinder", (0.7, 0, 0), (0.5, 0.2, 0.5), "main", 0),
-        ),
-        (0.82, 0.44, 0.44),
-        "black",
-    ),
-}
-"""Everyday objects; a half extent along the part's axis may be negative: the solid stands on its head."""
 
 NAMES = (*SHAPES, *EVERYDAY)
 """Every noun of the world, in the order of the networks' shape classes."""
@@ -306,10 +161,10 @@ def is_held_out(a: Thing, b: Thing) -> bool:
 
 
 def random_description(rng: np.random.Generator) -> Description:
-    """Draw what a picture shows: 20 % everyday, 16 % single shapes, 64 % pairs (three in five stacked)."""
+    """Draw what a picture shows: 24 % everyday, 14 % single shapes, 62 % pairs (three in five stacked)."""
     kind = rng.random()
-    if kind < 0.36:
-        everyday = kind < 0.20
+    if kind < 0.38:
+        everyday = kind < 0.24
         return Description(_random_thing(rng, everyday=1.0 if everyday else 0.0), None, "single")
     relation = "on" if rng.random() < 0.6 else "next"
     while True:
@@ -442,6 +297,22 @@ def from_unit(part: Part, points: Array) -> Array:
     return world + np.array(part.center, np.float32)
 
 
+def ground_truth_mesh(arrangement: Arrangement) -> tuple[Array, NDArray[np.int64], NDArray[np.intp]]:
+    """Triangulate every solid: vertices (N, 3), faces (M, 3) wound outwards, and the part of each face (M,).
+
+    Each part is closed by itself; where parts overlap, so do their meshes.
+    """
+    vertices, faces, owner, count = [], [], [], 0
+    for index, part in enumerate(arrangement.parts):
+        points, triangles = surface_mesh(part.solid)
+        mirrored = (np.prod(part.half) < 0) != (part.axis != 1)  # head down; two axes swapped
+        vertices.append(from_unit(part, points))
+        faces.append((triangles[:, ::-1] if mirrored else triangles) + count)
+        owner.append(np.full(len(triangles), index))
+        count += len(points)
+    return np.concatenate(vertices), np.concatenate(faces), np.concatenate(owner)
+
+
 def ground_truth_points(
     arrangement: Arrangement, count: int, rng: np.random.Generator
 ) -> tuple[Array, NDArray[np.intp]]:
@@ -449,12 +320,8 @@ def ground_truth_points(
 
     Surface that lies inside another part is left out, so slightly fewer than `count` points come back.
     """
-    meshes = []
-    for part in arrangement.parts:
-        vertices, faces = surface_mesh(part.solid)
-        meshes.append(from_unit(part, vertices)[faces])
-    triangles = np.concatenate(meshes)
-    owner = np.repeat(np.arange(len(meshes)), [len(mesh) for mesh in meshes])
+    vertices, faces, owner = ground_truth_mesh(arrangement)
+    triangles = vertices[faces]
     area = np.linalg.norm(
         np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=-1
     )

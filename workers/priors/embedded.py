@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import safetensors
@@ -43,6 +43,8 @@ __all__ = [
 LATENT_PX = 32
 NUM_TIMESTEPS = 1000
 MAX_WORDS = 28
+MAX_THINGS = 2
+"""Slots of the layout: a third thing in a prompt has no place to stand."""
 
 
 def words_of(prompt: str) -> list[str]:
@@ -131,6 +133,10 @@ class EmbeddedConfig:
     sizes: int
     relations: int
     channels: list[int]
+    nouns: list[str] = field(default_factory=list)
+    """Those of the words that name a thing."""
+    accents: list[str] = field(default_factory=list)
+    """Those that name a part when they follow "with": the hat of a snowman with a red hat."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -169,6 +175,15 @@ class EmbeddedPrior(nn.Module):
         """Tell whether words of `prompt` lie beyond what the text encoder reads."""
         return len(words_of(prompt)) > MAX_WORDS
 
+    def num_things(self, prompt: str) -> int:
+        """Count the things that `prompt` names, by its words alone: "ice cream" and "pine tree" name one each."""
+        words, count, after_with = words_of(prompt), 0, False
+        for before, word in zip(["", *words], words, strict=False):
+            after_with = word == "with" or (after_with and before not in self.config.nouns)
+            if word in self.config.nouns and before not in self.config.nouns:
+                count += not (after_with and word in self.config.accents)
+        return count
+
     def word_ids(self, prompts: list[str]) -> Tensor:
         """Tokenize prompts to (N, MAX_WORDS) ids: 0 pads, 1 is any unknown word."""
         rows = [[self._word_ids.get(word, 1) for word in words_of(prompt)][:MAX_WORDS] for prompt in prompts]
@@ -192,15 +207,15 @@ class EmbeddedPrior(nn.Module):
         return composite(views.rgb, views.opacity)
 
     @asked("predict")
-    @torch.no_grad()
     def predict(self, latents: Tensor, t: Tensor, text: Tensor, cameras: Cameras) -> Prediction:
         """Denoise (G, V, 4, 32, 32) at t (G,) under text (G, 4, D); x̂₀ is clamped to [−1, 1].
 
         The network predicts v = α ε − σ x₀; so x̂₀ = α x_t − σ v̂ and ε̂ = σ x_t + α v̂.
         """
-        alpha, sigma = alpha_sigma(self.schedule, t, latents)
-        v = self.unet(latents, (t + 0.5) / NUM_TIMESTEPS, text, cameras)
-        return Prediction(sigma * latents + alpha * v, (alpha * latents - sigma * v).clamp(-1, 1))
+        with torch.set_grad_enabled(text.requires_grad):
+            alpha, sigma = alpha_sigma(self.schedule, t, latents)
+            v = self.unet(latents, (t + 0.5) / NUM_TIMESTEPS, text, cameras)
+            return Prediction(sigma * latents + alpha * v, (alpha * latents - sigma * v).clamp(-1, 1))
 
     @asked("decode")
     def decode(self, latents: Tensor) -> Tensor:

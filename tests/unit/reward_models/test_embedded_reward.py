@@ -13,7 +13,7 @@ from workers.embedded.damage import damaged
 from workers.embedded.dataset import MAX_PARTS, compose, group_cameras
 from workers.embedded.raycast import raycast
 from workers.embedded.world import PALETTE, Description, build, part_colors
-from workers.evaluate import held_out_pairs
+from workers.evaluation.prompts import held_out_pairs
 from workers.priors.rgba import latents_to_image
 from workers.weights import load_reward
 

@@ -53,7 +53,7 @@ def small_networks(make_field: Callable[..., TrainedField] | None = None, reward
         make_field=make_field or (lambda device: VoxelField(coarse=12, fine=20, device=device)),
         mesh_cells=32,
         shading=None,
-        is_truncated=lambda prompt: len(prompt.split()) > 5,
+        warn=lambda prompt: {"prompt-truncated": "too long"} if len(prompt.split()) > 5 else {},
         sample=sample,
     )
     return Networks({"embedded": prior}, {CARD.name: LoadedReward(reward or TinyReward(), CARD)})

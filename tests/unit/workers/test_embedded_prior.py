@@ -14,7 +14,7 @@ from workers.diffusion import add_noise
 from workers.embedded.captions import plain_caption, random_caption
 from workers.embedded.train_prior import described
 from workers.embedded.world import NAMES
-from workers.evaluate import held_out_pairs
+from workers.evaluation.prompts import held_out_pairs
 from workers.priors.embedded import EmbeddedPrior, load_embedded_prior, sample_views
 from workers.weights import EMBEDDED_PRIOR
 
@@ -53,6 +53,21 @@ def test_unknown_words_are_named_in_order_and_once(prior: EmbeddedPrior) -> None
 def test_words_beyond_the_encoder_are_told(prior: EmbeddedPrior) -> None:
     assert not prior.is_truncated("a red cube")
     assert prior.is_truncated("red " * 29)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count"),
+    [
+        ("a red cube", 1),
+        ("an ice cream cone beside a christmas tree", 2),
+        ("a snowman with a red hat on top of a table", 2),
+        ("a cube with a ball on top", 2),
+        ("a red cube, a blue ball and a green cone", 3),
+        ("gryphons", 0),
+    ],
+)
+def test_things_are_counted_by_their_nouns(prior: EmbeddedPrior, prompt: str, count: int) -> None:
+    assert prior.num_things(prompt) == count
 
 
 def test_pairs_that_were_never_trained_on_are_read_rightly(prior: EmbeddedPrior) -> None:

@@ -125,14 +125,14 @@ def test_regularization_smooths_every_second_step_and_decides_pixels_in_the_seco
         field.raw_color.zero_()
         field.raw_color[0, 0, 0, 0, 0] = 5.4
     # Along an axis there are 18 differences; the middle makes two of 9, so a mean of 1. Of 54 in color, one of 5.4.
-    smooth = 0.1 * 3 * 1.0 + 0.05 * 3 * 0.1
+    smooth = 0.03 * 3 * 1.0 + 0.05 * 3 * 0.1
     for step, expected in [(0, 0.0), (1, smooth), (50, 0.02 * 0.1875), (51, 0.3 * smooth + 0.02 * 0.1875)]:
         assert field.regularization(views_with(0.25), step, 100).item() == pytest.approx(expected)
 
 
 def test_the_learning_rate_falls() -> None:
     field = VoxelField(4, 4)
-    assert [field.learning_rate(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.1, 0.065, 0.03])
+    assert [field.learning_rate(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.1, 0.08, 0.06])
 
 
 def test_a_saved_field_is_loaded_at_its_own_resolution() -> None:

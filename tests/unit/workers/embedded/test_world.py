@@ -21,6 +21,7 @@ from workers.embedded.world import (
     Description,
     Thing,
     build,
+    ground_truth_mesh,
     ground_truth_points,
     is_held_out,
     random_description,
@@ -140,3 +141,13 @@ def test_every_everyday_object_names_its_colors() -> None:
     for name, thing in EVERYDAY.items():
         assert {part.paint for part in thing.parts} - {"main", "accent"} <= set(COLORS), name
         assert (thing.accent is None) == (thing.accent_noun is None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_true_mesh_encloses_its_solids_and_faces_outwards(name: str) -> None:
+    color = None if name in EVERYDAY else "red"
+    arrangement = build(Description(Thing(name, color), None, "single"))
+    vertices, faces, owner = ground_truth_mesh(arrangement)
+    for index in range(len(arrangement.parts)):
+        a, b, c = vertices[faces[owner == index]].astype(float).transpose(1, 0, 2)
+        assert np.einsum("fi,fi->", a, np.cross(b, c)) > 0

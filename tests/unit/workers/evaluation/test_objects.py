@@ -1,0 +1,79 @@
+"""Evaluations measure what they say: the oracle knows the truth, silhouettes fit it, interrupted runs go on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from workers.cameras import CameraRig, Cameras
+from workers.embedded.truth import Truth
+from workers.embedded.world import Description, Thing, build, ground_truth_mesh
+from workers.evaluation.arms import SUITES, Arm, Case
+from workers.evaluation.objects import silhouette_iou
+from workers.evaluation.oracle import Oracle, WatchedRig
+from workers.evaluation.prompts import everyday_objects, held_out_pairs, kind_of, single_shapes
+from workers.evaluation.run import evaluate
+from workers.mesh import Mesh
+from workers.priors.rgba import latents_to_image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STACK = Description(Thing("cube", "red"), Thing("cylinder", "blue"), "on")
+
+
+def true_mesh(description: Description, lift: float = 0.0) -> Mesh:
+    vertices, faces, _ = ground_truth_mesh(build(description))
+    return Mesh(vertices + np.array([0, lift, 0], np.float32), faces.astype(np.int32), level=1.0, cell=0.02)
+
+
+def test_the_silhouette_of_the_true_mesh_is_the_truth_s_and_a_moved_one_s_is_not() -> None:
+    assert silhouette_iou(true_mesh(STACK), STACK) > 0.99
+    assert silhouette_iou(true_mesh(STACK, lift=0.2), STACK) < 0.9
+
+
+def test_the_oracle_prefers_the_truth_and_its_gradient_points_there() -> None:
+    rig = WatchedRig(**asdict(CameraRig()))
+    oracle = Oracle(STACK, rig)
+    cameras = rig.draw(torch.Generator().manual_seed(0))
+    truth = latents_to_image(Truth(STACK).latents(Cameras(*(x[0] for x in cameras)))[None]).double()
+    images = torch.cat([truth, truth + 0.1])
+    answer = oracle.score(images, ["", ""], torch.tensor([True, True])).now()
+    assert answer.values[:, 0].tolist() == pytest.approx([0.0, -0.5], abs=1e-6)
+    step = 1e-3 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    there, back = (
+        oracle.score(images[1:] + sign * step, [""], torch.tensor([True])).now().values.item()
+        for sign in (1, -1)
+    )
+    assert (there - back) / 2 == pytest.approx(float((answer.gradient[1] * step).sum()), rel=1e-3)
+
+
+def test_prompts_are_many_and_of_every_kind() -> None:
+    assert len(everyday_objects()) >= 20
+    assert {kind_of(d) for d in [*single_shapes(), *everyday_objects(), *held_out_pairs(2)]} == {
+        "shape",
+        "everyday",
+        "pair",
+    }
+
+
+def test_arms_of_one_name_are_one_arm() -> None:
+    arms: dict[str, Arm] = {}
+    for arm in (arm for suite in SUITES.values() for arm in suite):
+        assert arms.setdefault(arm.name, arm) == arm
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_goes_on_and_does_nothing_twice(tmp_path: Path) -> None:
+    oracle = Arm("dreamfl-oracle", {"name": "dreamfl"}, steps=12, oracle=True)
+    cases = [Case(STACK, arm, 0) for arm in (Arm("sds", steps=12), oracle)]
+    first = evaluate(cases[:1], tmp_path, tmp_path, processes=1)
+    both = evaluate(cases, tmp_path, tmp_path, processes=1)
+    assert both[0] == first[0]
+    assert [line["arm"] for line in both] == ["sds", "dreamfl-oracle"]
+    assert all((tmp_path / line["picture"]).exists() for line in both)
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2

@@ -1,0 +1,161 @@
+"""`make eval`: optimize prompts whose truth is known, judge the finished GLBs, and draw table and contact sheet.
+
+Every object goes the way of a real job (scene, engine, mesh, GLB); what is judged is the surface that a reader of
+the GLB sees. Results are kept one JSON line each, so that an interrupted evaluation goes on where it stopped.
+
+Suites: "default" judges the default method on singles, everyday objects and held-out pairs; "weak" and "methods"
+compare SDS, DreamFL and DreamDPO on the weak and on the shipped prior, under the shipped reward and under an oracle;
+"sweep" turns the knobs of both preference methods; "pairs" tells how often each reward prefers the true pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from service.settings import Settings
+from workers.embedded.captions import plain_caption
+from workers.embedded.preference_pairs import PAIR_KINDS, pair_accuracy
+from workers.evaluation.arms import SUITES, Arm, Case
+from workers.evaluation.objects import make_object
+from workers.evaluation.prompts import everyday_objects, held_out_pairs, kind_of, single_shapes
+from workers.evaluation.report import comparison_table, contact_sheet, truth_table
+from workers.networks import Networks, hold_embedded_prior, load_networks
+from workers.weights import REWARD_NAMES, load_reward
+
+if TYPE_CHECKING:
+    from workers.embedded.world import Description
+
+__all__ = ["evaluate", "main"]
+
+
+def evaluate(cases: list[Case], folder: Path, weak_prior: Path, processes: int) -> list[dict[str, Any]]:
+    """Make and judge all cases that `folder` has no line of yet, and answer all lines in the order of the cases."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines_file = folder / "results.jsonl"
+    known = {}
+    if lines_file.exists():
+        known = {line["key"]: line for line in map(json.loads, lines_file.read_text().splitlines())}
+    missing = [case for case in cases if case.key not in known]
+    if missing:
+        pool = multiprocessing.get_context("spawn").Pool(processes, _start, (weak_prior,))
+        with pool, lines_file.open("a") as file:
+            made = pool.imap_unordered(_evaluate_one, [(case, folder) for case in missing])
+            for number, line in enumerate(made):
+                known[line["key"]] = line
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                verdict = "right" if line["right"] else "; ".join(line["faults"])
+                print(
+                    f"{number + 1}/{len(missing)} {line['key']}: {verdict} ({line['wall_s']:.0f} s)",
+                    flush=True,
+                )
+    return [known[case.key] for case in cases]
+
+
+_networks: dict[bool, Networks] = {}
+"""Of this process, by whether the prior is the weak one."""
+
+
+def _start(weak_prior: Path) -> None:
+    torch.set_num_threads(1)
+    _networks[False] = load_networks(Settings(reward_placement="local"))
+    if weak_prior.exists():  # a machine that never trained can still run the other arms
+        from workers.embedded.export import weak_prior as assemble
+
+        weak = hold_embedded_prior(assemble(weak_prior))
+        _networks[True] = replace(_networks[False], priors={"embedded": weak})
+
+
+def _evaluate_one(task: tuple[Case, Path]) -> dict[str, Any]:
+    case, folder = task
+    if case.arm.weak not in _networks:
+        raise FileNotFoundError(
+            "arms with the weak prior need its checkpoint: run `make train-embedded` first"
+        )
+    made = make_object(case, _networks[case.arm.weak])
+    name = case.key.replace("|", "-").replace(" ", "_")
+    (folder / f"{name}.png").write_bytes(made.files["thumbnail"])
+    (folder / f"{name}.glb").write_bytes(made.files["glb"])
+    return {
+        "key": case.key,
+        "arm": case.arm.name,
+        "prompt": plain_caption(case.description),
+        "kind": kind_of(case.description),
+        "seed": case.seed,
+        "right": made.verdict.right,
+        "faults": made.verdict.faults,
+        "f_score": made.verdict.f_score,
+        "picture": f"{name}.png",
+        **made.numbers,
+    }
+
+
+def _pair_table(count: int, seed: int = 5) -> str:
+    rows = [f"| reward | {' | '.join(PAIR_KINDS)} |", "|---" * (len(PAIR_KINDS) + 1) + "|"]
+    for name in REWARD_NAMES:
+        shares = pair_accuracy(load_reward(name), count, seed)
+        rows.append(f"| {name} | " + " | ".join(f"{shares[kind]:.3f}" for kind in PAIR_KINDS) + " |")
+    return "\n".join(rows)
+
+
+def _descriptions(arguments: argparse.Namespace) -> list[Description]:
+    singles = [*single_shapes(), *everyday_objects()]
+    return [*held_out_pairs(arguments.pairs), *(singles if arguments.suite == "default" else [])]
+
+
+def _arms(suite: str) -> list[Arm]:
+    """A suite's arms; a sweep is compared with its baseline, so it has that one too."""
+    return SUITES[suite] if suite != "sweep" else [SUITES["weak"][0], *SUITES[suite]]
+
+
+def main() -> None:
+    """Evaluate methods on prompts with known truth."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("suite", nargs="?", default="default", choices=[*SUITES, "pairs"])
+    parser.add_argument("--pairs", type=int, default=60, help="held-out pairs of things")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", help="comma-separated; by default all of the suite")
+    parser.add_argument(
+        "--count", type=int, default=400, help="pairs of pictures of each kind, for suite `pairs`"
+    )
+    parser.add_argument("--processes", type=int, default=2, help="one thread each")
+    parser.add_argument("--folder", type=Path, default=Path("build/eval"))
+    parser.add_argument(
+        "--weak-prior", type=Path, default=Path("build/embedded"), help="work folder of the training"
+    )
+    arguments = parser.parse_args()
+    if arguments.suite == "pairs":
+        print(_pair_table(arguments.count))
+        return
+    wanted = arguments.arms.split(",") if arguments.arms else None
+    arms = [arm for arm in _arms(arguments.suite) if wanted is None or arm.name in wanted]
+    cases = [
+        Case(description, arm, seed)
+        for seed in range(arguments.seeds)
+        for description in _descriptions(arguments)
+        for arm in arms
+    ]
+    lines = evaluate(cases, arguments.folder, arguments.weak_prior, arguments.processes)
+    text = truth_table(lines)
+    if len(arms) > 1:
+        numbers = [
+            "right",
+            "f_score",
+            "silhouette_iou",
+            *sorted(key for key in lines[0] if key.startswith("score:")),
+        ]
+        text += "\n\n" + comparison_table(lines, arms[0].name, [arm.name for arm in arms[1:]], numbers)
+    print(text)
+    name = arguments.suite
+    contact_sheet(lines, arguments.folder).save(arguments.folder / f"{name}.png")
+    (arguments.folder / f"{name}.md").write_text(text + "\n")
+    arguments.folder.with_suffix(".json").write_text(json.dumps({"suite": name, "lines": lines}, indent=1))
