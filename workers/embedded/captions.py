@@ -104,8 +104,8 @@ def vocabulary() -> list[str]:
 
 
 def nouns() -> list[str]:
-    """List every word that can name a thing, sorted."""
-    return sorted({word for names in _NOUNS.values() for name in names for word in name.split()})
+    """List every word that ends the name of a thing ("cream", "hat", not "top"), sorted."""
+    return sorted({name.split()[-1] for names in _NOUNS.values() for name in names})
 
 
 def accent_nouns() -> list[str]:
