@@ -24,9 +24,11 @@ __all__ = [
     "draw_noise",
     "draw_time",
     "guide",
+    "linear_betas",
     "linear_schedule",
     "noise_from_x0",
     "rescale_x0",
+    "time_window",
     "x0_from_noise",
 ]
 
@@ -37,10 +39,14 @@ def cosine_schedule(num_timesteps: int = 1000) -> Schedule:
     return Schedule(torch.cos(t * (math.pi / 2)).square().float())
 
 
-def linear_schedule(num_timesteps: int = 1000) -> Schedule:
-    """β_t between .00085 and .012, linear in √β, ᾱ_t = Π (1 − β): the schedule of Stable Diffusion and MVDream."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, num_timesteps, dtype=torch.float64).square()
-    return Schedule((1 - betas).cumprod(0).float())
+def linear_betas(num_timesteps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
+    """β_t from `start` to `end`, linear in √β: (T,) float64."""
+    return torch.linspace(start**0.5, end**0.5, num_timesteps, dtype=torch.float64).square()
+
+
+def linear_schedule(num_timesteps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Schedule:
+    """ᾱ_t = Π (1 − β) of `linear_betas`: by default the schedule of Stable Diffusion and MVDream."""
+    return Schedule((1 - linear_betas(num_timesteps, start, end)).cumprod(0).float())
 
 
 def alpha_sigma(schedule: Schedule, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,13 +99,19 @@ def clamp_latents(latents: Tensor, latent_range: tuple[float, float] | None) -> 
     return latents if latent_range is None else latents.clamp(*latent_range)
 
 
-def draw_time(
-    schedule: Schedule, t_min: float, t_max: float, generator: torch.Generator, num: int = 1
-) -> Tensor:
-    """Draw `num` times uniformly from ⌊t_min T⌋ … ⌊t_max T⌋ inclusive, both within the schedule: (num,) int64."""
+def time_window(schedule: Schedule, t_min: float, t_max: float) -> tuple[int, int]:
+    """Turn shares of the schedule into the first and last time drawn: ⌊t_min T⌋ … ⌊t_max T⌋, within the schedule."""
     last = schedule.num_timesteps - 1
     low, high = (min(int(fraction * schedule.num_timesteps), last) for fraction in (t_min, t_max))
     assert 0 <= low <= high, f"diffusion times must satisfy 0 <= t_min <= t_max, got {t_min} and {t_max}"
+    return low, high
+
+
+def draw_time(
+    schedule: Schedule, t_min: float, t_max: float, generator: torch.Generator, num: int = 1
+) -> Tensor:
+    """Draw `num` times uniformly from the window between t_min and t_max, both ends included: (num,) int64."""
+    low, high = time_window(schedule, t_min, t_max)
     return torch.randint(low, high + 1, (num,), generator=generator)
 
 

@@ -93,14 +93,14 @@ class AnalyticPrior:
         return rgba.encode_rgba(views)
 
     @asked("predict")
-    @torch.no_grad()
     def predict(self, latents: Tensor, t: Tensor, text: Tensor, cameras: Cameras) -> Prediction:
         """Denoise exactly; the cameras play no part: view v has its own mean or that of all."""
-        mean = torch.tensordot(text[:, 0].to(latents.dtype), self._means.to(latents.dtype), 1)
-        mean = mean if mean.ndim == latents.ndim else mean[:, None]
-        alpha, sigma = alpha_sigma(self.schedule, t, latents)
-        prediction: Prediction = self.denoiser(latents, alpha, sigma, mean)
-        return prediction
+        with torch.set_grad_enabled(text.requires_grad):
+            mean = torch.tensordot(text[:, 0].to(latents.dtype), self._means.to(latents.dtype), 1)
+            mean = mean if mean.ndim == latents.ndim else mean[:, None]
+            alpha, sigma = alpha_sigma(self.schedule, t, latents)
+            prediction: Prediction = self.denoiser(latents, alpha, sigma, mean)
+            return prediction
 
     @asked("decode")
     def decode(self, latents: Tensor) -> Tensor:
