@@ -15,9 +15,17 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["RewardCard", "RewardModel", "score_and_gradient"]
+__all__ = ["VIEW_SUFFIXES", "RewardCard", "RewardModel", "ViewPrompt", "score_and_gradient"]
+
+VIEW_SUFFIXES = {
+    "side": ", side view",
+    "front": ", front view",
+    "back": ", back view",
+    "overhead": ", overhead view",
+}
+"""What is appended to a prompt by the side that a view shows (threestudio's `prompts_vd`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,29 @@ class RewardCard:
     """SPDX name of the license of the weights."""
     weights_sha256: str | None
     """Checksum of the weights file; `None` for a reward without weights."""
+    prompt_tokens: int | None = None
+    """How many tokens of a prompt are read, its start and end included; `None` if it counts otherwise."""
+    prompt_per_view: bool = False
+    """Whether it was trained with a text for each view: ask with a `ViewPrompt`, see `VIEW_SUFFIXES`."""
+    preprocessing: str = "none"
+    """What happens to a picture before the network sees it."""
+
+
+class ViewPrompt(str):
+    """A prompt that also says what each of an object's views shows: "a cat" with "a cat, front view", …
+
+    It is a plain prompt to everyone else, so it passes through actors and to rewards that read one text only.
+    """
+
+    views: tuple[str, ...]
+
+    def __new__(cls, prompt: str, views: Sequence[str]) -> ViewPrompt:
+        self = super().__new__(cls, prompt)
+        self.views = tuple(views)
+        return self
+
+    def __getnewargs__(self) -> tuple[str, tuple[str, ...]]:  # type: ignore[override]  # pickle: both parts
+        return str(self), self.views
 
 
 class RewardModel(Protocol):
