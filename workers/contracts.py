@@ -27,11 +27,13 @@ from typing import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Parameter
     from torch.optim import Optimizer
 
     from workers.cameras import Cameras
+    from workers.shading import Look
 
 __all__ = [
     "Ask",
@@ -43,6 +45,7 @@ __all__ = [
     "Reward",
     "Schedule",
     "Scores",
+    "Surface",
     "TrainedField",
     "Views",
     "asked",
@@ -100,6 +103,17 @@ def asked(
     return decorate
 
 
+class Surface(NamedTuple):
+    """What a field's regularizers want to know of its render, per pixel; methods and priors have no use for it."""
+
+    opacity: Tensor
+    """(G, V, 1, H, W) accumulated alpha of the object, without the background that `Views` may have."""
+    depth_variance: Tensor
+    """(G, V, 1, H, W) Σ w (t − depth)² along the ray."""
+    backfacing: Tensor
+    """(G, V, 1, H, W) Σ sg[w] max(n · d, 0)²: how much of what is seen faces away; 0 where no normals were made."""
+
+
 class Views(NamedTuple):
     """Renders of one object: all that a method sees of a field."""
 
@@ -110,6 +124,8 @@ class Views(NamedTuple):
     depth: Tensor
     """(G, V, 1, H, W) expected distance along the ray, weighted by alpha (0 where nothing is hit)."""
     cameras: Cameras
+    surface: Surface | None = None
+    """Of a field that was rendered with a look; with a background behind the object, `opacity` is 1 everywhere."""
 
 
 class Prediction(NamedTuple):
@@ -178,7 +194,11 @@ class Prior(Protocol):
         ...
 
     def predict(self, latents: Tensor, t: Tensor, text: Tensor, cameras: Cameras) -> Ask[Prediction]:
-        """Denoise noisy latents (G, V, C, h, w) at times t (G,) int64 under text (G, L, D), without gradient."""
+        """Denoise noisy latents (G, V, C, h, w) at times t (G,) int64 under text (G, L, D).
+
+        Differentiable to the text where that requires a gradient (a method that learns an embedding), else without
+        gradient.
+        """
         ...
 
     def decode(self, latents: Tensor) -> Ask[Tensor]:
@@ -234,6 +254,12 @@ class TrainedField(Field, Protocol):
 
     def new_optimizer(self) -> Optimizer:
         """Make an optimizer for the present parameters."""
+        ...
+
+    def draw_look(
+        self, cameras: Cameras, step: int, steps_total: int, generator: torch.Generator
+    ) -> Look | None:
+        """Draw how this step shows the field to cameras (G, V), from a generator on the CPU; None shows it plain."""
         ...
 
     def learning_rate(self, progress: float) -> float:

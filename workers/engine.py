@@ -148,10 +148,11 @@ def _answer_all(turns: list[_Turn]) -> None:
     """Drive the turns to their ends: the earliest kind of question first, each network asked once for it."""
     while waiting := [(turn, turn.waiting) for turn in turns if turn.waiting]:
         earliest = min((ask.kind for _, ask in waiting), key=_ORDER.__getitem__)
-        groups: dict[int, list[tuple[_Turn, Ask[Any]]]] = {}
+        groups: dict[tuple[int, bool], list[tuple[_Turn, Ask[Any]]]] = {}
         for turn, ask in waiting:
             if ask.kind == earliest:
-                groups.setdefault(id(ask.network), []).append((turn, ask))
+                # Rows that need no gradient stay apart from those that do: it would cost them a backward's memory.
+                groups.setdefault((id(ask.network), _differentiable(ask.arguments)), []).append((turn, ask))
         for group in groups.values():
             answers = _answer([ask for _, ask in group])
             for (turn, _), answer in zip(group, answers, strict=True):
@@ -185,8 +186,16 @@ def _num_rows(value: Any) -> int:
     return len(value) if isinstance(value, Tensor | list) else _num_rows(value[0])
 
 
+def _differentiable(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.requires_grad
+    return isinstance(value, tuple) and any(_differentiable(part) for part in value)
+
+
 def _join(values: Sequence[Any]) -> Any:
-    """Concatenate values of one structure along their rows."""
+    """Concatenate values of one structure along their rows; None where one of them is."""
+    if any(value is None for value in values):
+        return None
     first = values[0]
     if isinstance(first, Tensor):
         return torch.cat(list(values))

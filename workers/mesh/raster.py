@@ -6,18 +6,18 @@ F faces, V views, H height, W width. Pixel centers have integer coordinates, row
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from scipy import ndimage
 
+from workers.cameras import Cameras, view_projection
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from workers.cameras import Cameras
     from workers.mesh.surface import Mesh
 
 __all__ = ["Raster", "cover", "rasterize", "sample_texture"]
@@ -50,21 +50,23 @@ def rasterize(mesh: Mesh, cameras: Cameras, image_px: int) -> Raster:
     Faces that reach behind a camera are not drawn. On the CPU, whatever device the cameras are on.
     """
     batch = cameras.fov_y_deg.shape
-    c2w = cameras.c2w.detach().cpu().double().numpy().reshape(-1, 4, 4)
-    fov_y_deg = cameras.fov_y_deg.detach().cpu().double().numpy().reshape(-1)
-    views = [_rasterize_view(mesh, pose, fov, image_px) for pose, fov in zip(c2w, fov_y_deg, strict=True)]
+    exact = Cameras(*(x.detach().cpu().double() for x in cameras))
+    to_clip = view_projection(exact).numpy().reshape(-1, 4, 4)
+    positions = exact.c2w[..., :3, 3].numpy().reshape(-1, 3)
+    views = [_rasterize_view(mesh, *view, image_px) for view in zip(to_clip, positions, strict=True)]
     images = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).reshape(*batch, 8, image_px, image_px)
     return Raster(*images.split([3, 1, 1, 3], dim=-3))
 
 
-def _rasterize_view(mesh: Mesh, c2w: NDArray[np.float64], fov_y_deg: float, px: int) -> NDArray[np.float32]:
+def _rasterize_view(
+    mesh: Mesh, to_clip: NDArray[np.float64], position: NDArray[np.float64], px: int
+) -> NDArray[np.float32]:
     """One view as (H, W, 8): rgb, mask, depth, normal."""
-    in_camera = (mesh.vertices - c2w[:3, 3]) @ c2w[:3, :3]
-    ahead = -in_camera[:, 2]
-    focal_px = 0.5 * px / math.tan(math.radians(fov_y_deg) / 2)
+    clip = mesh.vertices @ to_clip[:, :3].T + to_clip[:, 3]
+    ahead = clip[:, 3]
     with np.errstate(divide="ignore"):
         inverse_depth = np.where(ahead > 1e-6, 1 / ahead, np.nan)
-    xy_px = in_camera[:, :2] * [focal_px, -focal_px] * inverse_depth[:, None] + (px - 1) / 2
+    xy_px = clip[:, :2] * inverse_depth[:, None] * (px / 2) + (px - 1) / 2
     corners = xy_px[mesh.faces]
     (ax, ay), (bx, by) = (np.moveaxis(corners[:, i] - corners[:, 0], 1, 0) for i in (1, 2))
     # Rows point down, so what is counter-clockwise from outside turns clockwise here; NaN drops out as well.
@@ -77,9 +79,7 @@ def _rasterize_view(mesh: Mesh, c2w: NDArray[np.float64], fov_y_deg: float, px: 
     image = np.zeros((px, px, 8), np.float32)
     image[row, column, :3] = _colors(mesh, hit, weights)
     image[row, column, 3] = 1
-    image[row, column, 4] = np.linalg.norm(
-        _blend(mesh.vertices[mesh.faces[hit]], weights) - c2w[:3, 3], axis=1
-    )
+    image[row, column, 4] = np.linalg.norm(_blend(mesh.vertices[mesh.faces[hit]], weights) - position, axis=1)
     normals = _blend(mesh.corner_normals[hit], weights)
     image[row, column, 5:] = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
     return image

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -9,7 +10,19 @@ from torch import Tensor
 
 from workers.cameras import Cameras, camera_rays, orbit_cameras
 from workers.fields.voxel import VoxelField
-from workers.render import render, shrink
+from workers.render import (
+    depth_variance,
+    opacity_and_depth,
+    render,
+    sample_alphas,
+    sample_transmittance,
+    sample_weights,
+    shrink,
+)
+from workers.shading import Look, PointLight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass
@@ -200,3 +213,90 @@ def test_shrinking_averages_pixels_and_keeps_colors_premultiplied() -> None:
     assert small.rgb.shape == (1, 1, 3, 8, 8)
     torch.testing.assert_close(small.opacity[0, 0, 0, 3, 4], views.opacity[0, 0, 0, 6:8, 8:10].mean())
     assert (small.rgb <= small.opacity + 1e-6).all()
+
+
+def ball_normals(ball: Ball) -> Callable[[Tensor], Tensor]:
+    return lambda points: torch.nn.functional.normalize(points - ball.where, dim=-1)
+
+
+def test_weights_are_transmittance_times_alpha() -> None:
+    density, lengths = torch.tensor([[1.0, 0.0, 3.0]]), torch.tensor([[0.5, 0.1, 0.2]])
+    alphas, before = sample_alphas(density, lengths), sample_transmittance(density, lengths)
+    assert alphas.tolist() == [pytest.approx([1 - math.exp(-0.5), 0.0, 1 - math.exp(-0.6)])]
+    assert before.tolist() == [pytest.approx([1.0, math.exp(-0.5), math.exp(-0.5)])]
+    torch.testing.assert_close(sample_weights(density, lengths), before * alphas)
+
+
+def test_depth_and_its_variance_are_not_divided_by_the_opacity() -> None:
+    weights, t = torch.tensor([[0.5, 0.25]]), torch.tensor([[2.0, 4.0]])
+    opacity, depth = opacity_and_depth(weights, t)
+    assert (opacity.item(), depth.item()) == (0.75, 2.0)
+    assert depth_variance(weights, t, depth).item() == 0.25 * 4
+
+
+def test_a_plain_look_changes_no_picture_and_tells_the_surface() -> None:
+    ball = Ball(torch.tensor([0.1, 0.0, 0.2]), torch.tensor(0.5))
+    plain, looked = (render(ball, front(), 8, 24, look=look) for look in (None, Look()))
+    assert plain.surface is None
+    assert looked.surface is not None
+    for one, other in zip(plain[:3], looked[:3], strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(looked.surface.opacity, plain.opacity)
+    assert looked.surface.backfacing.abs().max() == 0
+
+
+def test_a_background_fills_what_the_object_leaves_and_makes_the_picture_opaque() -> None:
+    look = Look(background=lambda directions: directions.abs())
+    plain = render(Fog(0.5), front(), 5, 16)
+    views = render(Fog(0.5), front(), 5, 16, look=look)
+    _, directions = camera_rays(front(), 5, 5)
+    expected = plain.rgb + (1 - plain.opacity) * directions.abs().movedim(-1, -3)
+    torch.testing.assert_close(views.rgb, expected)
+    assert torch.equal(views.opacity, torch.ones_like(plain.opacity))
+    assert views.surface is not None
+    assert torch.equal(views.surface.opacity, plain.opacity)
+
+
+def test_each_view_has_its_own_light() -> None:
+    ball = Ball(torch.zeros(3), torch.tensor(0.5))
+    cameras = orbit_cameras(torch.tensor([[0.0, 180.0]]), torch.tensor(0.0), 3.6, 40.0)
+    light = PointLight(torch.tensor([[[0.0, 0, 9], [0, 0, 9]]]), 0.2, 0.8, "textureless")
+    views = render(ball, cameras, 9, 48, look=Look(light=light, normals=ball_normals(ball)))
+    brightness = (views.rgb / views.opacity.clamp_min(1e-6))[0, :, 0, 4, 4]
+    assert brightness[0] > 0.9
+    assert brightness[1].item() == pytest.approx(0.2, abs=0.02)
+
+
+def test_backfacing_tells_normals_that_point_away_from_the_camera() -> None:
+    ball = Ball(torch.zeros(3), torch.tensor(0.6))
+    outwards = ball_normals(ball)
+    inwards = render(ball, front(), 9, 48, look=Look(normals=lambda points: -outwards(points))).surface
+    right = render(ball, front(), 9, 48, look=Look(normals=outwards)).surface
+    assert inwards is not None
+    assert right is not None
+    assert inwards.backfacing.sum() > 10 * right.backfacing.sum() > 0
+
+
+def test_a_least_alpha_leaves_out_thin_and_hidden_samples() -> None:
+    asked: list[int] = []
+
+    class Counted(Fog):
+        def density(self, points: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                asked.append(len(points))
+            return super().density(points)
+
+    # A thin fog's samples of length ⅛ have alpha .061; behind a dense one, 1e-4 is left after 9.2/σ.
+    for sigma, min_alpha, kept in ((0.5, 0.06, 16), (0.5, 0.07, 0), (40.0, 0.01, 2)):
+        views = render(Counted(sigma), front(), 1, 16, look=Look(min_alpha=min_alpha))
+        assert asked.pop() == kept
+    assert views.opacity.item() == pytest.approx(1, abs=1e-4)
+
+
+def test_shrinking_averages_the_surface_too() -> None:
+    views = render(Fog(0.5), front(), 4, 8, look=Look())
+    small = shrink(views, 2).surface
+    assert views.surface is not None
+    assert small is not None
+    average = views.surface.opacity.unflatten(-1, (2, 2)).unflatten(-3, (2, 2)).mean((-1, -3))
+    torch.testing.assert_close(small.opacity, average)
