@@ -58,7 +58,7 @@ Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to make, in 
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="A job's id (job_…).", show_default=False)]
 Url = Annotated[str, typer.Option(help="Where the service answers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole job document on stdout.")]
-Method = Annotated[str | None, typer.Option(help="sds, dreamfl or dreamdpo; GET /v1/methods lists them.")]
+Method = Annotated[str | None, typer.Option(help="sds, dreamfl, dreamdpo, psd; GET /v1/methods lists them.")]
 Steps = Annotated[int | None, typer.Option(help="Optimization steps; overrides --effort.")]
 Effort = Annotated[str | None, typer.Option(help="preview, draft or full.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same object (one worker to itself).")]

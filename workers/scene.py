@@ -9,20 +9,27 @@ from __future__ import annotations
 import json
 import math
 import struct
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch.nn import Parameter
 
 from workers.cameras import Cameras
-from workers.render import render, shrink
+from workers.render import render
+from workers.stages import fit, stage_at, supersampled
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
+    from torch.optim import Optimizer
 
     from workers.cameras import CameraRig
     from workers.contracts import Method, Prior, TrainedField, Views
+    from workers.stages import Stage
 
 __all__ = [
     "CheckpointError",
@@ -35,9 +42,6 @@ __all__ = [
 
 NUM_SAMPLES = 48
 """Samples on a ray. Source: the embedded prototype."""
-SUPERSAMPLING, SUPERSAMPLED_FROM = 2, 0.5
-"""Rays per pixel and axis, and the progress from which on. A prior's pictures are averages over pixels: a field seen
-through one ray per pixel would have to blur itself to look like them (necks fill, tips round off)."""
 _FORMAT = "dreamserve-scene-1"
 
 
@@ -63,7 +67,14 @@ class SceneState(NamedTuple):
     steps_total: int
     spec_hash: str
     tensors: dict[str, Tensor]
-    """The field's, the optimizer's and the generator's, under prefixed names."""
+    """The field's, the optimizer's, the method's and the generator's, under prefixed names."""
+
+
+class _Learned(NamedTuple):
+    """What a method learns beside the field."""
+
+    value: Parameter
+    optimizer: Optimizer
 
 
 class Scene:
@@ -82,21 +93,25 @@ class Scene:
         negative_prompt: str = "",
         spec_hash: str = "",
         num_samples: int = NUM_SAMPLES,
+        stages: Sequence[Stage] = (),
     ) -> None:
         """Set up step 0.
 
         `method` is bound to its knobs and rewards (`make_method`), `seed` starts the scene's generator,
-        `spec_hash` names the job's specification: a checkpoint of another one is refused.
+        `spec_hash` names the job's specification: a checkpoint of another one is refused. `stages` say how large
+        and how many the renders are, by default those of `supersampled`.
         """
         assert steps_total >= 1, "a scene has at least one step"
         self.prompt, self.prior, self.method, self.field, self.rig = prompt, prior, method, field, rig
         self.steps_total, self.spec_hash, self.num_samples = steps_total, spec_hash, num_samples
+        self.stages = stages or supersampled(prior.image_px)
         self.text = prior.encode_text([prompt, negative_prompt])
         """(2, L, D): the prompt, the negative prompt."""
         self.step = 0
         self.generator = torch.Generator().manual_seed(seed)
         self.optimizer = field.new_optimizer()
         self.readings: dict[str, Tensor] = {}
+        self._learned: dict[str, _Learned] = {}
 
     @property
     def progress(self) -> float:
@@ -116,17 +131,21 @@ class Scene:
     # --- one step, in this order ---
 
     def render(self) -> Views:
-        """Begin a step: ready the field, draw cameras, and render (1, V) views as the prior wants them."""
+        """Begin a step: ready the field, draw cameras, and render (G, V) views as the prior wants them."""
         assert not self.finished, "a finished scene has no further step; retire it"
         if self.field.prepare(self.step, self.steps_total):
             self.optimizer = self.field.new_optimizer()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self._optimizers():
+            optimizer.zero_grad(set_to_none=True)
         self.readings = {}
-        cameras = Cameras(*(x.to(self.device) for x in self.rig.draw(self.generator)))
-        rays = SUPERSAMPLING if self.progress >= SUPERSAMPLED_FROM else 1
-        px, samples = rays * self.prior.image_px, self.num_samples
-        views = render(self.field, cameras, px, samples, self.generator, occupied=self.field.occupied)
-        return views if rays == 1 else shrink(views, rays)
+        stage = stage_at(self.stages, self.step, self.steps_total)
+        groups = [self.rig.draw(self.generator) for _ in range(stage.num_groups)]
+        cameras = Cameras(*(torch.cat(parts).to(self.device) for parts in zip(*groups, strict=True)))
+        px, samples = stage.render_px, self.num_samples
+        look = self.field.draw_look(cameras, self.step, self.steps_total, self.generator)
+        occupied = self.field.occupied
+        views = render(self.field, cameras, px, samples, self.generator, occupied=occupied, look=look)
+        return fit(views, self.prior.image_px)
 
     async def loss(self) -> Tensor:
         """Render, let the method ask its networks, and give the step's scalar loss."""
@@ -140,6 +159,17 @@ class Scene:
         assert value.numel() == 1, f"'{name}' is to be one number"
         self.readings[name] = value.detach()
 
+    def learned(self, name: str, start: Tensor, learning_rate: float) -> Tensor:
+        """Give a tensor that the method learns by Adam from its loss, beside the field; `start` at the first call.
+
+        It is float32, since small steps vanish in less, and in the checkpoint; it changes at the end of a step.
+        """
+        if name not in self._learned:
+            self._learned[name] = _learn(start.detach().to(torch.float32, copy=True))
+        for group in self._learned[name].optimizer.param_groups:
+            group["lr"] = learning_rate
+        return self._learned[name].value
+
     def check_loss(self, loss: Tensor) -> None:
         """Raise `NanDivergence` unless the loss and all readings are finite."""
         for what, value in {**self.readings, "loss": loss.detach()}.items():
@@ -148,14 +178,19 @@ class Scene:
 
     def descend(self) -> None:
         """End a step: follow the gradients, or raise `NanDivergence` if they are not finite."""
-        for name, parameter in self.field.named_parameters():
+        learned = ((name, one.value) for name, one in self._learned.items())
+        for name, parameter in chain(self.field.named_parameters(), learned):
             # A sum is finite only if all its terms are, and costs a fraction of looking at each.
             if parameter.grad is not None and not math.isfinite(parameter.grad.sum()):
                 raise NanDivergence(self.step, f"gradient of {name}")
         for group in self.optimizer.param_groups:
             group["lr"] = self.field.learning_rate(self.progress)
-        self.optimizer.step()
+        for optimizer in self._optimizers():
+            optimizer.step()
         self.step += 1
+
+    def _optimizers(self) -> list[Optimizer]:
+        return [self.optimizer, *(one.optimizer for one in self._learned.values())]
 
     # --- between steps ---
 
@@ -165,6 +200,10 @@ class Scene:
         for name, parameter in self.field.named_parameters():
             for key, tensor in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = tensor
+        for name, (value, optimizer) in self._learned.items():
+            tensors[f"learned.{name}"] = value
+            for key, tensor in optimizer.state[value].items():
+                tensors[f"learner.{name}.{key}"] = tensor
         tensors["generator"] = self.generator.get_state()
         return SceneState(self.step, self.steps_total, self.spec_hash, tensors)
 
@@ -184,12 +223,26 @@ class Scene:
                 f"the checkpoint does not fit this scene's field or generator: {error}"
             ) from error
         self.optimizer = self.field.new_optimizer()
-        moments = groups.get("optimizer", {})
         for name, parameter in self.field.named_parameters():
-            for key in [key for key in moments if key.startswith(f"{name}.")]:
-                moment = moments[key].to(parameter.device, copy=True)
-                self.optimizer.state[parameter][key.removeprefix(f"{name}.")] = moment
+            _restore_moments(self.optimizer, parameter, name, groups.get("optimizer", {}))
+        self._learned = {}
+        for name, tensor in groups.get("learned", {}).items():
+            self._learned[name] = one = _learn(tensor.to(self.device, copy=True))
+            _restore_moments(one.optimizer, one.value, name, groups.get("learner", {}))
         self.step = state.step
+
+
+def _learn(start: Tensor) -> _Learned:
+    value = Parameter(start)
+    return _Learned(value, torch.optim.Adam([value]))
+
+
+def _restore_moments(
+    optimizer: Optimizer, parameter: Parameter, name: str, moments: dict[str, Tensor]
+) -> None:
+    for key in [key for key in moments if key.startswith(f"{name}.")]:
+        moment = moments[key].to(parameter.device, copy=True)
+        optimizer.state[parameter][key.removeprefix(f"{name}.")] = moment
 
 
 def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

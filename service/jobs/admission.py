@@ -211,8 +211,16 @@ def with_defaults(request: JobRequest, capabilities: Capabilities, settings: Set
 
 def _steering(method: object, rewards: tuple[RewardUse, ...]) -> set[str]:
     """Name the rewards that take part in the optimization."""
-    judge = method.judge if isinstance(method, DreamDpoMethod | PsdMethod) else None
-    return {reward.name for reward in rewards} | ({judge} if judge else set())
+    return {reward.name for reward in rewards} | {name for _, name in _judges(method)}
+
+
+def _judges(method: object) -> list[tuple[str, str]]:
+    """Name a method's judges, each with its pointer."""
+    judges = {
+        "/method/judge": method.judge if isinstance(method, DreamDpoMethod | PsdMethod) else None,
+        "/method/override": method.override if isinstance(method, DreamDpoMethod) else None,
+    }
+    return [(pointer, name) for pointer, name in judges.items() if name is not None]
 
 
 def _referee(
@@ -282,8 +290,8 @@ def _check_parts(spec: JobSpec, can: Capabilities) -> None:
                 f"found {reward.version!r}, but this server has {version or 'only the unversioned one'}",
                 "Leave the version out to use the one that is there.",
             )
-    if isinstance(spec.method, DreamDpoMethod | PsdMethod) and spec.method.judge is not None:
-        _check_known("/method/judge", "judge", spec.method.judge, can.rewards)
+    for pointer, name in _judges(spec.method):
+        _check_known(pointer, "judge", name, can.rewards)
     if spec.referee is not None:
         _check_known("/referee", "referee", spec.referee, can.rewards)
     _check_known("/effort", "effort", spec.effort, can.efforts)
@@ -349,8 +357,7 @@ def _check_licenses(spec: JobSpec, can: Capabilities) -> None:
     if spec.license_policy == "any":
         return
     rewards = [(f"/rewards/{index}/name", reward.name) for index, reward in enumerate(spec.rewards)]
-    if isinstance(spec.method, DreamDpoMethod | PsdMethod) and spec.method.judge is not None:
-        rewards.append(("/method/judge", spec.method.judge))
+    rewards += _judges(spec.method)
     if spec.referee is not None:
         rewards.append(("/referee", spec.referee))
     parts: list[tuple[str, str, PartFacts]] = [

@@ -25,6 +25,8 @@ CORE = (
     "workers.regularizers",
     "workers.render",
     "workers.scene",
+    "workers.shading",
+    "workers.stages",
 )
 TRAINERS = ("workers.embedded.export", "workers.embedded.train", "workers.embedded.train_rewards")
 """They train the rewards too, and are no part of what a job runs."""

@@ -6,23 +6,21 @@ import functools
 from typing import TYPE_CHECKING, assert_never
 
 if TYPE_CHECKING:
-    from service.jobs.spec import AnyMethod
+    from service.jobs.knobs import AnyMethod
     from workers.contracts import Method, Reward
 
 __all__ = ["make_method"]
 
 
-def make_method(knobs: AnyMethod, reward: Reward | None) -> Method:
-    """Bind a method to its knobs and to the reward that steers it (DreamFL) or judges (DreamDPO).
+def make_method(knobs: AnyMethod, reward: Reward | None, override: Reward | None = None) -> Method:
+    """Bind a method to its knobs and to the reward that steers it (DreamFL) or judges (DreamDPO, PSD).
 
-    Raises ValueError when the method needs a reward and there is none, or is not in this release.
+    `override` is DreamDPO's second judge. Raises ValueError when the method needs a reward and there is none.
     """
     if knobs.name == "sds":
         from workers.methods.sds import sds
 
         return functools.partial(sds, knobs=knobs)
-    if knobs.name == "psd":
-        raise ValueError("method 'psd' is not in this release; choose sds, dreamfl or dreamdpo")
     if reward is None:
         raise ValueError(
             f"method '{knobs.name}' needs a reward, but the job names none; add one to `rewards`"
@@ -35,6 +33,14 @@ def make_method(knobs: AnyMethod, reward: Reward | None) -> Method:
         case "dreamdpo":
             from workers.methods.dreamdpo import dreamdpo
 
-            return functools.partial(dreamdpo, knobs=knobs, judge=reward)
+            if (knobs.override is None) != (override is None):
+                raise ValueError(
+                    f"dreamdpo's second judge is {knobs.override!r} by its knobs, but {override!r} was given"
+                )
+            return functools.partial(dreamdpo, knobs=knobs, judge=reward, override=override)
+        case "psd":
+            from workers.methods.psd import psd
+
+            return functools.partial(psd, knobs=knobs, judge=reward)
         case _:
             assert_never(knobs.name)

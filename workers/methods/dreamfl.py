@@ -2,17 +2,31 @@
 
 DreamReward, arXiv 2403.14613: Reward3D feedback learning.
 
-    L = L_SDS − λ r(I),   d L/d I = d L_SDS/d I − λ · d r/d I
+    lambda, paper             L = L_SDS − λ r(I)
+    guidance1, guidance2      L = L_SDS + c · w · relu(4 − r(I)),  and after step 9800  L = 10⁶ · relu(4 − r(I))
 
-for the picture I of the render in front of the prior's background and r, the mean of the reward's scores. The
-paper writes the same as a corrected noise, ε* = ε̂ − λ_r d r/d x, with the reward taken at the predicted x̂₀.
+for the mean r of the reward's scores, and for a picture I whose gradient arrives at the render in front of the
+prior's background: d L/d render = d L_SDS/d render − λ · d r/d I. The paper writes its form as a corrected noise,
+ε* = ε̂ − λ_r d r/d x, with the reward taken at the predicted x̂₀.
+
+- `lambda`, the default: I is the render itself; one constant λ, from the first step to the last.
+- `paper`: I is the decoded x̂₀, as in the paper's formula; its gradient is passed straight to the render, as the
+  published code does where it scores x̂₀ (there is no pass back through decoder and denoiser).
+- `guidance1`, `guidance2`, as released: w = 10^(digits of L_SDS − digits of the hinge), anew at each step; I is the
+  decoded x̂₀ below a small t, else the render; the reward begins late, and at the end there is no SDS. Their steps
+  are those of the published 10,000 and 10,400 steps, as fractions of a job's.
+
+Why the default does not end in the 10⁶ phase. A prior's loss is all that holds an object near what can be: without
+it the last steps follow the reward wherever it leads, which raises the reward's own score and lowers every other
+one (as the published numbers do: Reward3D up, HPSv2 and CLIP down). The factor says nothing more: Adam divides it
+away, except in the steps after the jump, in which its second moment is still that of small gradients and a step is
+many times too long. And a weight that counts digits jumps by ten where a loss passes a power of ten, while a hinge
+at 4 means something for Reward3D's scale only; λ has one meaning for every reward and every step.
+The default scores the render because that is what becomes the mesh; x̂₀ at a large t is not yet like it.
 
 Differs from the paper:
-- Form `lambda` (the default) scores the render itself with one constant λ, from the first step to the last.
-- Forms `guidance1` and `guidance2` follow the published code, which is not the paper's formula: a hinge
-  relu(4 − r) weighed anew at each step by counting digits, the decoded x̂₀ scored in place of the render at
-  small t (its gradient passed straight to the render), and an end phase without SDS. Their steps are those of
-  the published 10,000 and 10,400 steps, as fractions of a job's.
+- Default form, as above; and forms `guidance1` and `guidance2`, which follow the published code, not its formula.
+- L_SDS is the mean square over elements, as in `sds`, so λ does not depend on the size of the latents.
 """
 
 from __future__ import annotations
@@ -22,16 +36,25 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workers.methods.sds import per_element, reconstruction_loss, sds_target
+from workers.methods.sds import Sample, draw_sample, per_element, reconstruction_loss, sds_target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from service.jobs.spec import DreamFlMethod
+    from service.jobs.knobs import DreamFlMethod
     from workers.contracts import Prior, Reward, Scores, Views
     from workers.scene import Scene
 
-__all__ = ["PUBLISHED", "Published", "digit_weight", "dreamfl", "follow", "hinge", "published_loss"]
+__all__ = [
+    "PUBLISHED",
+    "Published",
+    "digit_weight",
+    "dreamfl",
+    "follow",
+    "hinge",
+    "published_loss",
+    "released_loss",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,27 +118,36 @@ def published_loss(sds_loss: Tensor, reward_loss: Tensor, g: float, form: Publis
 async def dreamfl(scene: Scene, views: Views, prior: Prior, knobs: DreamFlMethod, reward: Reward) -> Tensor:
     """Pull the latents towards the prior's x̂₀ and the render up the reward's gradient."""
     latents = await prior.encode(views)
-    x0, t = await sds_target(scene, latents, views.cameras, prior, knobs)
-    sds_loss = reconstruction_loss(latents, x0)
+    sample = draw_sample(scene, latents, views.cameras, prior, knobs)
     render = prior.composite(views)
-    if knobs.form == "lambda":
-        scores = await _score(scene, reward, render)
-        gradient = scores.gradient / scores.values.numel()
-        climb = follow(render, scores.values.mean(), gradient)
-        return per_element(sds_loss, latents) - knobs.reward_weight * climb
+    if knobs.form in ("guidance1", "guidance2"):
+        return per_element(await released_loss(scene, sample, render, prior, knobs, reward), latents)
+    x0 = await sds_target(scene, sample, prior, knobs)
+    image = await prior.decode(x0) if knobs.form == "paper" else render
+    scores = await _score(scene, reward, image)
+    climb = follow(render, scores.values.mean(), scores.gradient / scores.values.numel())
+    return per_element(reconstruction_loss(latents, x0), latents) - knobs.reward_weight * climb
 
+
+async def released_loss(
+    scene: Scene, sample: Sample, render: Tensor, prior: Prior, knobs: DreamFlMethod, reward: Reward
+) -> Tensor:
+    """L of `guidance1` or `guidance2`, a sum over elements, for one noised version of each group (P = G)."""
     form = PUBLISHED[knobs.form]
+    x0 = await sds_target(scene, sample, prior, knobs)
+    sds_loss = reconstruction_loss(sample.latents, x0)
     g = form.counter(scene.step, scene.steps_total)
     if g < form.first_reward:
-        return per_element(sds_loss, latents)
+        return sds_loss
     image = render
-    if form.scores_x0(g, t.item() * 1000 / prior.schedule.num_timesteps):
+    if form.scores_x0(g, sample.t[0].item() * 1000 / prior.schedule.num_timesteps):
         image = await prior.decode(x0)
     reward_loss = follow(render, *hinge(await _score(scene, reward, image)))
-    return per_element(published_loss(sds_loss, reward_loss, g, form), latents)
+    return published_loss(sds_loss, reward_loss, g, form)
 
 
 async def _score(scene: Scene, reward: Reward, image: Tensor) -> Scores:
-    scores = await reward.score(image.detach(), [scene.prompt], torch.ones(1, dtype=torch.bool))
+    rows = len(image)
+    scores = await reward.score(image.detach(), [scene.prompt] * rows, torch.ones(rows, dtype=torch.bool))
     scene.record("reward", scores.values.mean())
     return scores

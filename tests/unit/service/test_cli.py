@@ -116,7 +116,6 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(
         (("  ",), "the prompt is blank"),
         (("x", "--steps", "-1"), "/steps"),
         (("x", "--method", "gan"), "gan"),
-        (("x", "--method", "psd"), "psd"),
         (("\udcff",), "/prompt"),
     ],
 )

@@ -134,10 +134,10 @@ def test_a_body_without_end_is_a_413(http: httpx.Client) -> None:
     assert problem["code"] == "body-too-large"
 
 
-def test_a_method_that_no_worker_runs_is_refused_at_submit(http: httpx.Client) -> None:
-    problem = refuse(http, {"prompt": CUBE, "method": "psd"})
+def test_a_prior_that_no_worker_has_is_refused_at_submit(http: httpx.Client) -> None:
+    problem = refuse(http, {"prompt": CUBE, "prior": "stable-diffusion-2.1"})
     assert problem["code"] == "method-unavailable"
-    assert problem["errors"][0]["pointer"].startswith("/method")
+    assert problem["errors"][0]["pointer"] == "/prior"
     assert problem["suggestion"]
 
 

@@ -5,13 +5,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from service.jobs.spec import DreamDpoMethod, SdsMethod
+from service.jobs.spec import DreamDpoMethod, PsdMethod, SdsMethod
 from tests.unit.workers.small_scenes import TinyReward, answer_at_once, ball_prior, flat_views, make_scene
 from workers.contracts import Schedule, Scores, asked
 from workers.diffusion import add_noise, draw_noise, x0_from_noise
 from workers.engine import Engine
 from workers.methods import make_method
-from workers.methods.dreamdpo import Preference, prefer, preferred_target
+from workers.methods.dreamdpo import (
+    Preference,
+    override_preference,
+    override_released,
+    paper_gradient,
+    prefer,
+    preferred_target,
+    released_gradient,
+)
 from workers.methods.sds import draw_times, guided_x0, per_element, reconstruction_loss
 from workers.render import render
 
@@ -184,3 +192,119 @@ def test_it_prefers_what_its_judge_prefers() -> None:
     )
     assert weak > sds + 0.001
     assert strong > weak + 0.003
+
+
+# ---- the paper's and the published form
+
+
+def test_the_papers_gradient_is_a_difference_of_residuals_or_the_winners() -> None:
+    residual_a, residual_b = column(1, 1, 1), column(5, 5, 5)
+    preference = prefer(torch.tensor([1.0, 0.0, 0.5]), torch.tensor([0.0, 1.0, 0.45]))
+    gradient = paper_gradient(torch.stack([residual_a, residual_b]), preference, tau=0.1)
+    assert gradient.flatten().tolist() == [1.0 - 5.0, 5.0 - 1.0, 1.0]
+
+
+def test_the_published_gradient_does_not_guide_its_loser_and_keeps_the_noise_below_tau() -> None:
+    guided, conditional, noise = (torch.stack([column(a), column(b)]) for a, b in ((10, 20), (1, 2), (3, 5)))
+    clear, unclear = (prefer(torch.tensor([0.0]), torch.tensor([gap])) for gap in (1.0, 0.01))
+    assert released_gradient(guided, conditional, noise, clear, 0.1).item() == (20 - 5) - (1 - 3)
+    assert released_gradient(guided, conditional, noise, unclear, 0.1).item() == 20
+
+
+def test_below_tau_the_paper_is_classic_sds_on_the_winner() -> None:
+    latents = pictures()
+    knobs = SdsMethod(form="classic")
+    method = make_method(knobs, None)
+    loss = answer_at_once(method(make_scene(PRIOR, method), flat_views(latents, PRIOR), PRIOR))
+    (gradient,) = torch.autograd.grad(loss, latents)
+    below = gradient_of_dreamdpo(Fixed([1.0], [0.9]), tau=0.2, form="paper")
+    torch.testing.assert_close(below, gradient, atol=1e-9, rtol=1e-5)
+
+
+def test_the_papers_form_forgets_which_pair_came_first() -> None:
+    one = gradient_of_dreamdpo(Fixed([1.0], [0.0]), form="paper")
+    other = gradient_of_dreamdpo(Fixed([0.0], [1.0]), form="paper")
+    torch.testing.assert_close(one, -other, atol=1e-9, rtol=1e-5)
+
+
+def test_an_object_has_one_winner_when_it_is_ranked_as_a_whole() -> None:
+    first, second = gradients_of_sds()
+    judge = Fixed([1.0, 0.0, 1.0, 0.0], [0.0, 1.1, 0.0, 1.1])
+    whole = gradient_of_dreamdpo(judge, push=0.0, per="object")
+    torch.testing.assert_close(whole, second, atol=1e-9, rtol=1e-5)
+    per_view = gradient_of_dreamdpo(judge, push=0.0)
+    torch.testing.assert_close(per_view[:, 0], first[:, 0], atol=1e-9, rtol=1e-5)
+
+
+# ---- a second judge
+
+
+def test_a_second_judge_decides_where_it_is_not_undecided() -> None:
+    judged = prefer(torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.9, 0.9, 0.9]))
+    both = override_preference(judged, torch.tensor([3.0, 2.0, 1.0]), torch.tensor([2.0, 2.0, 4.0]), tau=0.5)
+    assert both.a_wins.tolist() == [True, True, False]
+    assert both.gap.tolist() == pytest.approx([0.5, 0.1, 0.5])
+
+
+def test_a_second_judge_of_the_whole_object_decides_for_all_views() -> None:
+    judged = prefer(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+    both = override_preference(judged, torch.tensor([0.0]), torch.tensor([1.0]), tau=0.0)
+    assert both.a_wins.tolist() == [False, False]
+
+
+def test_the_published_override_only_helps_the_first() -> None:
+    judged = prefer(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 1.0]))
+    both = override_released(judged, torch.tensor([0.0, 5.0, 0.0]), torch.tensor([9.0, 0.0, 0.0]))
+    assert both.a_wins.tolist() == [True, True, False]
+    assert both.gap.tolist() == [1.0, -1.0, 1.0]
+
+
+def with_second_judge(step: int, **knobs: Any) -> tuple[Tensor, Tensor | None]:
+    """The gradient of a step in which a second judge disagrees, and the pictures that it saw."""
+    latents = pictures()
+    second = Fixed([0.0], [1.0])
+    method = make_method(DreamDpoMethod(override="second", **knobs), Fixed([1.0], [0.0]), second)
+    scene = make_scene(PRIOR, method)
+    scene.step = step
+    loss = answer_at_once(method(scene, flat_views(latents, PRIOR), PRIOR))
+    return torch.autograd.grad(loss, latents)[0], second.images
+
+
+def test_a_second_judge_is_asked_from_its_progress_on_and_overrules() -> None:
+    knobs = {"override_share": 1.0, "override_from": 0.5, "push": 0.0}
+    before, seen_before = with_second_judge(24, **knobs)
+    after, seen_after = with_second_judge(25, **knobs)
+    assert seen_before is None
+    assert seen_after is not None
+    never, _ = with_second_judge(25, **(knobs | {"override_share": 0.0}))
+    assert not torch.allclose(after, never)
+    assert torch.isfinite(before).all()
+
+
+def test_a_second_judge_is_asked_in_its_share_of_the_steps() -> None:
+    asked_in = 0
+    for seed in range(40):
+        second = Fixed([0.0], [1.0])
+        method = make_method(
+            DreamDpoMethod(override="second", override_from=0.0), Fixed([1.0], [0.0]), second
+        )
+        latents = pictures()
+        answer_at_once(method(make_scene(PRIOR, method, seed=seed), flat_views(latents, PRIOR), PRIOR))
+        asked_in += second.images is not None
+    assert 8 <= asked_in <= 24
+
+
+def test_a_second_judge_is_neither_forgotten_nor_smuggled_in() -> None:
+    judge = Fixed([1.0], [0.0])
+    with pytest.raises(ValueError, match="second judge is 'lmm' by its knobs, but None was given"):
+        make_method(DreamDpoMethod(override="lmm"), judge)
+    with pytest.raises(ValueError, match="second judge is None by its knobs"):
+        make_method(DreamDpoMethod(), judge, judge)
+
+
+@pytest.mark.parametrize("knobs", [DreamDpoMethod(), DreamDpoMethod(pair="timestep"), PsdMethod()])
+def test_pairs_are_of_one_group(knobs: DreamDpoMethod | PsdMethod) -> None:
+    latents = pictures().expand(2, -1, -1, -1, -1)
+    method = make_method(knobs, Fixed([1.0], [0.0]))
+    with pytest.raises(ValueError, match="found 2 groups of views"):
+        answer_at_once(method(make_scene(PRIOR, method), flat_views(latents, PRIOR), PRIOR))

@@ -7,6 +7,8 @@ import torch
 
 from service.jobs.spec import DreamFlMethod, SdsMethod
 from tests.unit.workers.small_scenes import (
+    PX,
+    RED,
     TinyReward,
     answer_at_once,
     ball_prior,
@@ -17,6 +19,7 @@ from tests.unit.workers.small_scenes import (
 from workers.contracts import Scores
 from workers.methods import make_method
 from workers.methods.dreamfl import PUBLISHED, digit_weight, follow, hinge, published_loss
+from workers.priors.analytic import disk_latents
 from workers.priors.rgba import BACKGROUND_RGB
 
 if TYPE_CHECKING:
@@ -148,3 +151,37 @@ def test_the_decoded_x0_is_scored_at_small_times_only(t: float) -> None:
     # x̂₀ is the mean, whose corners are background; the given pictures' corners are noise.
     shows_background = torch.allclose(seen[0][:, :, 0, 0].float(), torch.tensor(BACKGROUND_RGB).expand(4, 3))
     assert shows_background == (t < 0.3)
+
+
+def test_the_paper_form_adds_the_gradient_at_the_decoded_x0_straight_to_the_render() -> None:
+    reward = TinyReward()
+    seen: list[Tensor] = []
+    reward.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    prior = ball_prior(spread=0.0)
+    constants = {"guidance_scale": constant(1.0), "rescale": 0.0}
+    sds = loss_and_gradient(make_method(SdsMethod(**constants), None), prior=prior)
+    knobs = DreamFlMethod(form="paper", reward_weight=0.7, **constants)
+    paper = loss_and_gradient(make_method(knobs, reward), prior=prior)
+
+    # The prior knows one picture, so x̂₀ is that picture.
+    ball = prior.decode(disk_latents(RED, 0.5, PX).expand(1, 4, -1, -1, -1)).now()
+    torch.testing.assert_close(seen[0].view_as(ball).float(), ball)
+    scores = reward.score(ball, [""], torch.ones(1, dtype=torch.bool)).now()
+    latents = pictures()
+    render = prior.composite(flat_views(latents, prior))
+    (gradient,) = torch.autograd.grad(render, latents, scores.gradient)
+    torch.testing.assert_close(paper[1] - sds[1], -0.7 * gradient, atol=1e-7, rtol=1e-3)
+    assert paper[0] == pytest.approx(sds[0] - 0.7 * scores.values.item())
+
+
+def test_only_the_published_guidances_end_without_sds() -> None:
+    """The gradient of a reward that likes everything alike is none: what remains is SDS, or nothing."""
+
+    class Indifferent(TinyReward):
+        def values(self, images: Tensor) -> Tensor:
+            return 0.0 * images.mean((1, 2, 3, 4))[:, None]
+
+    for form, ends_without in (("lambda", False), ("paper", False), ("guidance1", True), ("guidance2", True)):
+        method = make_method(DreamFlMethod(form=form), Indifferent())
+        _, gradient = loss_and_gradient(method, step=99, steps_total=100)
+        assert (gradient.abs().sum() == 0) == ends_without

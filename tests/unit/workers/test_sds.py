@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from service.jobs.spec import SdsMethod
+from service.jobs.spec import Ramp, SdsMethod
 from tests.unit.workers.small_scenes import (
     PX,
     RED,
@@ -16,7 +16,14 @@ from tests.unit.workers.small_scenes import (
 from workers.contracts import Method, Schedule
 from workers.diffusion import add_noise, x0_from_noise
 from workers.methods import make_method
-from workers.methods.sds import per_element, reconstruction_loss, sds
+from workers.methods.sds import (
+    Sample,
+    distillation_loss,
+    draw_times,
+    per_element,
+    reconstruction_loss,
+    sds,
+)
 from workers.priors.analytic import AnalyticPrior, disk_latents
 
 CONDITIONAL = SdsMethod(guidance_scale=constant(1.0))
@@ -103,5 +110,52 @@ def test_a_method_without_its_reward_is_refused() -> None:
 
     with pytest.raises(ValueError, match="'dreamfl' needs a reward"):
         make_method(DreamFlMethod(), None)
-    with pytest.raises(ValueError, match="'psd' is not in this release"):
+    with pytest.raises(ValueError, match="'psd' needs a reward"):
         make_method(PsdMethod(), None)
+
+
+def test_the_classic_gradient_is_w_times_the_guided_residual() -> None:
+    prior, noisy = ball_prior(), torch.Generator().manual_seed(0)
+    latents = (0.3 * torch.randn(1, 4, *prior.latent_shape, generator=noisy)).requires_grad_()
+    noise = torch.randn(1, 4, *prior.latent_shape, generator=noisy)
+    t = torch.tensor([600])
+    views = flat_views(latents, prior)
+    text = prior.encode_text(["red", ""])
+    x_t = add_noise(latents.detach(), noise, t, prior.schedule)
+    conditional, negative = (prior.predict(x_t, t, one[None], views.cameras).now().noise for one in text)
+    for weighting, weight in (("variance", 1 - prior.schedule.alphas_cumprod[600]), ("uniform", 1.0)):
+        knobs = SdsMethod(form="classic", weighting=weighting, guidance_scale=constant(3.0))
+        scene = make_scene(prior, make_method(knobs, None))
+        sample = Sample(latents, views.cameras, t, noise)
+        loss = answer_at_once(distillation_loss(scene, sample, prior, knobs))
+        (gradient,) = torch.autograd.grad(loss, latents)
+        guided = negative + 3.0 * (conditional - negative)
+        torch.testing.assert_close(gradient, weight * (guided - noise) / 4, atol=1e-5, rtol=1e-4)
+
+
+def test_the_reconstruction_is_the_classic_form_with_weight_sigma_over_alpha() -> None:
+    prior, generator = ball_prior(), torch.Generator().manual_seed(0)
+    latents = (0.3 * torch.randn(1, 4, *prior.latent_shape, generator=generator)).requires_grad_()
+    noise = torch.randn(1, 4, *prior.latent_shape, generator=generator)
+    sample = Sample(latents, flat_views(latents, prior).cameras, torch.tensor([300]), noise)
+    gradients = []
+    for form in ("reconstruction", "classic"):
+        knobs = SdsMethod(form=form, weighting="uniform", rescale=0.0)
+        loss = answer_at_once(
+            distillation_loss(make_scene(prior, make_method(knobs, None)), sample, prior, knobs)
+        )
+        gradients += torch.autograd.grad(loss, latents)
+    alphas_cumprod = prior.schedule.alphas_cumprod[300]
+    ratio = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+    torch.testing.assert_close(gradients[0], ratio * gradients[1], atol=1e-5, rtol=1e-4)
+
+
+def test_times_follow_their_window_as_the_steps_go_by() -> None:
+    knobs = SdsMethod(t_min=Ramp(start=0.9, end=0.1, until=0.8), t_max=Ramp(start=0.9, end=0.2, until=0.8))
+    scene = make_scene(ball_prior(), make_method(knobs, None), steps_total=10)
+    drawn = []
+    for scene.step in range(10):
+        drawn.append(draw_times(scene, scene.prior, knobs, 50))
+    assert set(drawn[0].tolist()) == {900}
+    assert 500 <= drawn[4].min() <= drawn[4].max() <= 550
+    assert 100 <= drawn[9].min() <= drawn[9].max() <= 200

@@ -32,7 +32,7 @@ def is_running(service: Service, job_id: str, step: int = 1) -> bool:
     return job["status"] == "running" and (job["progress"] or {"step": 0})["step"] >= step
 
 
-@pytest.mark.parametrize("method", ["sds", "dreamfl", "dreamdpo"])
+@pytest.mark.parametrize("method", ["sds", "dreamfl", "dreamdpo", "psd"])
 def test_a_prompt_becomes_a_checked_mesh_with_its_scores_and_origin(service: Service, method: str) -> None:
     (job,) = service.finish(service.submit(method=method, outputs={}))
     assert job["status"] == "succeeded", job["error"]

@@ -101,7 +101,7 @@ def test_a_worker_killed_after_it_published_leaves_a_finished_job(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["sds", "dreamdpo"])
+@pytest.mark.parametrize("method", ["sds", "dreamdpo", "psd"])
 def test_a_killed_and_resumed_job_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
     expected = undisturbed_field(tmp_path / "calm", method=method)
     service = Service(tmp_path / "rough")

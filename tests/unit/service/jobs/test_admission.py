@@ -41,15 +41,15 @@ def test_a_prompt_alone_is_enough_and_gets_the_embedded_defaults() -> None:
     assert [(reward.name, reward.weight) for reward in spec.rewards] == [("embedded-multiview", 1.0)]
     assert (spec.limits.deadline_s, spec.limits.max_attempts) == (3_600, 3)
     assert (spec.mesh.target_faces, spec.mesh.texture_px, spec.mesh.formats) == (20_000, 512, ("glb",))
-    assert spec.referee is None
-    assert [warning["code"] for warning in warnings] == ["no-referee"]
+    assert spec.referee == "embedded-alignment"
+    assert warnings == []
 
 
 def test_the_referee_is_the_alignment_scorer_where_there_is_one_to_spare() -> None:
     assert admit({"prompt": "x"}, RICH, SETTINGS).spec.referee == "embedded-alignment"
     steered = admit({"prompt": "x", "rewards": [{"name": "embedded-alignment"}]}, RICH, SETTINGS)
     assert steered.spec.referee is None
-    assert steered.warnings
+    assert [warning["code"] for warning in steered.warnings] == ["no-referee"]
 
 
 def test_a_seed_is_drawn_when_there_is_none_and_kept_when_there_is() -> None:
@@ -178,6 +178,7 @@ UNAVAILABLE: list[tuple[dict[str, Any], str, str]] = [
     ({"rewards": [{"name": "hpsv2.1"}]}, "/rewards/0/name", "hpsv2.1"),
     ({"rewards": [{"name": "private", "version": "v2"}]}, "/rewards/0/version", "'v2'"),
     ({"method": {"name": "dreamdpo", "judge": "oracle"}}, "/method/judge", "oracle"),
+    ({"method": {"name": "dreamdpo", "override": "oracle"}}, "/method/override", "oracle"),
     ({"referee": "oracle"}, "/referee", "oracle"),
     ({"method": "dreamfl", "rewards": [{"name": "lmm"}]}, "/rewards/0/name", "gradient"),
     ({"effort": "preview"}, "/effort", "preview"),
@@ -207,6 +208,7 @@ def test_what_this_server_cannot_do_is_refused_and_never_ignored(
     [
         {"referee": "embedded-multiview"},
         {"method": {"name": "dreamdpo", "judge": "lmm"}, "referee": "lmm"},
+        {"method": {"name": "dreamdpo", "override": "lmm"}, "referee": "lmm"},
     ],
 )
 def test_a_referee_that_steers_is_refused(fields: dict[str, Any]) -> None:
@@ -219,6 +221,7 @@ def test_a_referee_that_steers_is_refused(fields: dict[str, Any]) -> None:
     [
         ({"rewards": [{"name": "private"}]}, "/rewards/0/name"),
         ({"method": {"name": "dreamdpo", "judge": "private"}}, "/method/judge"),
+        ({"method": {"name": "dreamdpo", "override": "private"}}, "/method/override"),
         ({"referee": "private"}, "/referee"),
     ],
 )
@@ -249,5 +252,5 @@ def test_sds_needs_no_reward() -> None:
 
 
 def test_the_server_of_the_embedded_default_runs_all_its_methods() -> None:
-    for method in ("sds", "dreamfl", "dreamdpo"):
+    for method in ("sds", "dreamfl", "dreamdpo", "psd"):
         assert admit({"prompt": "x", "method": method}, None, SETTINGS).spec.method.name == method

@@ -14,6 +14,19 @@ def test_a_ramp_goes_from_start_to_end() -> None:
     assert [ramp.at(0.0), ramp.at(0.25), ramp.at(1.0)] == pytest.approx([0.98, 0.79, 0.6])
 
 
+def test_a_ramp_may_begin_late_and_end_early() -> None:
+    ramp = Ramp(start=10.0, end=20.0, begin=0.2, until=0.6)
+    assert [ramp.at(at) for at in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([10, 10, 15, 20, 20])
+    with pytest.raises(ValidationError, match=r"begin is 0.5, but it must lie before until, which is 0.5"):
+        Ramp(start=0.0, end=1.0, begin=0.5, until=0.5)
+
+
+def test_a_ramp_is_exact_at_whole_steps() -> None:
+    # Three quarters of the way: 0.6/0.8, as floating-point progress, falls short of it.
+    assert Ramp(start=0.0, end=1.0, until=0.8).at_step(6_000, 10_000) == 0.75
+    assert Ramp(start=0.0, end=1.0, until=0.8).at(0.6) < 0.75
+
+
 def test_a_plain_number_is_a_ramp_that_stays() -> None:
     method = SdsMethod.model_validate({"guidance_scale": 7})
     assert method.guidance_scale == Ramp(start=7.0, end=7.0)
