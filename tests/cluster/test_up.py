@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cluster.conftest import Up, descendants, process_table
+from workers.weights import REWARD_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +35,9 @@ def test_a_prompt_becomes_a_mesh_over_http_and_the_end_leaves_nothing(up: Callab
     assert hashlib.sha256(content).hexdigest() == glb["sha256"]
 
     started = descendants(service.process.pid)
-    assert {service.actor("WorkerActor"), service.actor("RewardActor")} <= started.keys()
+    rewards = service.actors("RewardActor")
+    assert len(rewards) == len(REWARD_NAMES)
+    assert {service.actor("WorkerActor"), *rewards} <= started.keys()
     status, seconds = service.terminate()
     assert status == 0, service.errors.read_text()
     assert seconds < 30
