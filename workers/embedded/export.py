@@ -66,7 +66,10 @@ def export_weights(folder: Path, weights: Path) -> None:
 
 
 def _checkpoint(folder: Path, stage: str) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(folder / f"{stage}.pt", weights_only=True, map_location="cpu")
+    path = folder / f"{stage}.pt"
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}; run `make train-embedded`, which writes it")
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     return state
 
 

@@ -21,6 +21,7 @@ import torch
 
 from service.settings import Settings
 from workers.embedded.captions import plain_caption
+from workers.embedded.export import weak_prior
 from workers.embedded.preference_pairs import PAIR_KINDS, pair_accuracy
 from workers.evaluation.arms import SUITES, Arm, Case
 from workers.evaluation.objects import make_object
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "main"]
 
 
-def evaluate(cases: list[Case], folder: Path, weak_prior: Path, processes: int) -> list[dict[str, Any]]:
+def evaluate(
+    cases: list[Case], folder: Path, weak_prior_folder: Path, processes: int
+) -> list[dict[str, Any]]:
     """Make and judge all cases that `folder` has no line of yet, and answer all lines in the order of the cases."""
     folder.mkdir(parents=True, exist_ok=True)
     lines_file = folder / "results.jsonl"
@@ -44,9 +47,9 @@ def evaluate(cases: list[Case], folder: Path, weak_prior: Path, processes: int) 
         known = {line["key"]: line for line in map(json.loads, lines_file.read_text().splitlines())}
     missing = [case for case in cases if case.key not in known]
     if missing:
-        pool = multiprocessing.get_context("spawn").Pool(processes, _start, (weak_prior,))
+        pool = multiprocessing.get_context("spawn").Pool(processes)
         with pool, lines_file.open("a") as file:
-            made = pool.imap_unordered(_evaluate_one, [(case, folder) for case in missing])
+            made = pool.imap_unordered(_evaluate_one, [(case, folder, weak_prior_folder) for case in missing])
             for number, line in enumerate(made):
                 known[line["key"]] = line
                 file.write(json.dumps(line) + "\n")
@@ -60,26 +63,23 @@ def evaluate(cases: list[Case], folder: Path, weak_prior: Path, processes: int) 
 
 
 _networks: dict[bool, Networks] = {}
-"""Of this process, by whether the prior is the weak one."""
+"""Of this process, by whether the prior is the weak one; loaded when first needed."""
 
 
-def _start(weak_prior: Path) -> None:
-    torch.set_num_threads(1)
-    _networks[False] = load_networks(Settings(reward_placement="local"))
-    if weak_prior.exists():  # a machine that never trained can still run the other arms
-        from workers.embedded.export import weak_prior as assemble
+def _held(weak: bool, weak_prior_folder: Path) -> Networks:
+    if weak not in _networks:
+        torch.set_num_threads(1)
+        networks = load_networks(Settings(reward_placement="local"))
+        if weak:
+            prior = hold_embedded_prior(weak_prior(weak_prior_folder))
+            networks = replace(networks, priors={"embedded": prior})
+        _networks[weak] = networks
+    return _networks[weak]
 
-        weak = hold_embedded_prior(assemble(weak_prior))
-        _networks[True] = replace(_networks[False], priors={"embedded": weak})
 
-
-def _evaluate_one(task: tuple[Case, Path]) -> dict[str, Any]:
-    case, folder = task
-    if case.arm.weak not in _networks:
-        raise FileNotFoundError(
-            "arms with the weak prior need its checkpoint: run `make train-embedded` first"
-        )
-    made = make_object(case, _networks[case.arm.weak])
+def _evaluate_one(task: tuple[Case, Path, Path]) -> dict[str, Any]:
+    case, folder, weak_prior_folder = task
+    made = make_object(case, _held(case.arm.weak, weak_prior_folder))
     name = case.key.replace("|", "-").replace(" ", "_")
     (folder / f"{name}.png").write_bytes(made.files["thumbnail"])
     (folder / f"{name}.glb").write_bytes(made.files["glb"])

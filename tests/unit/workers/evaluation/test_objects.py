@@ -77,3 +77,9 @@ def test_an_interrupted_evaluation_goes_on_and_does_nothing_twice(tmp_path: Path
     assert [line["arm"] for line in both] == ["sds", "dreamfl-oracle"]
     assert all((tmp_path / line["picture"]).exists() for line in both)
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_the_weak_prior_is_asked_for_by_name_where_it_was_never_trained(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="make train-embedded"):
+        evaluate([Case(STACK, Arm("weak-sds", steps=2, weak=True), 0)], tmp_path, tmp_path, processes=1)
