@@ -35,8 +35,8 @@ class Ramp:
     end: float
     power: float = 1.0
 
-    def at(self, progress: float) -> float:
-        return self.start + (self.end - self.start) * progress**self.power
+    def at_step(self, step: float, steps_total: float) -> float:
+        return self.start + (self.end - self.start) * (step / steps_total) ** self.power
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Knobs:
     t_max: Ramp = field(default_factory=lambda: Ramp(0.98, 0.6, 0.5))
     t_min: Ramp = field(default_factory=lambda: Ramp(0.5, 0.02, 0.5))
     rescale: float = 0.5
+    form: str = "reconstruction"
+    weighting: str = "variance"
 
 
 def curve(device: str, num_scenes: int) -> tuple[list[float], float]:
@@ -91,7 +93,7 @@ def main() -> None:
         report["first_10_losses_differ_from_cpu_by"] = worst
         assert worst < 1e-2, f"CUDA and CPU disagree: {here[:10]} against {there[:10]}"
     with TemporaryDirectory() as folder:
-        render_pictures(Path(folder), 64, seed=0)
+        render_pictures(Path(folder) / "pictures", 64, seed=0)
         started = time.perf_counter()
         train_prior(Path(folder), 20, device=device)
         report["training_pictures_per_s"] = 20 * 32 / (time.perf_counter() - started)
