@@ -120,9 +120,7 @@ class EmbeddedReward(nn.Module):
         with torch.no_grad():
             wanted = self.reader(self.word_ids(prompts))
         groups = images.shape[1] // together
-        seen, soundness = self.viewer(
-            _resized(images).reshape(-1, together, *images.shape[2:3], IMAGE_PX, IMAGE_PX)
-        )
+        seen, soundness = self.viewer(_resized(images).unflatten(1, (groups, together)).flatten(0, 1))
         wanted = SlotLogits(*(x.repeat_interleave(groups, 0) for x in wanted))
         return (match_score(wanted, seen) + F.logsigmoid(soundness)).unflatten(0, (len(images), groups))
 

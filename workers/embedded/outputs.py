@@ -12,16 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.embedded.dataset import NO_COLOR, draw_elevation_deg, group_cameras
-from workers.embedded.world import COLORS, NAMES, RELATIONS, random_description
+from workers.embedded.dataset import draw_elevation_deg, group_cameras
+from workers.embedded.train_prior import described
+from workers.embedded.world import NAMES, random_description
 from workers.priors.rgba import encode_rgba
 from workers.render import render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from workers.embedded.world import Description
     from workers.networks import Networks
     from workers.scene import Scene
 
@@ -94,24 +93,15 @@ def _make(networks: Networks, rng: np.random.Generator, seed: int) -> Outputs:
         f"output {seed}: {'right' if finished.verdict.right else '; '.join(finished.verdict.faults)}",
         flush=True,
     )
-    names, colors = zip(*_classes(description), strict=True)
+    truth, _ = described([description])
     number = len(looks)
     return Outputs(
         torch.cat(looks).half(),
-        torch.tensor([names] * number),
-        torch.tensor([colors] * number),
-        torch.tensor([RELATIONS.index(description.relation)] * number),
+        torch.where(truth["name"] < len(NAMES), truth["name"], -1).repeat(number, 1),
+        truth["color"].repeat(number, 1),
+        truth["relation"].repeat(number),
         torch.tensor([finished.verdict.right] * number),
     )
-
-
-def _classes(description: Description) -> Iterator[tuple[int, int]]:
-    """Name and color classes of slots A and B."""
-    for thing in (description.a, description.b):
-        if thing is None:
-            yield -1, NO_COLOR
-        else:
-            yield NAMES.index(thing.name), COLORS.index(thing.color) if thing.color else NO_COLOR
 
 
 @torch.no_grad()

@@ -54,7 +54,6 @@ def draw_pair(kind: str, rng: np.random.Generator) -> PreferencePair:
     prompt = random_caption(description, rng)
     cameras = group_cameras(torch.tensor([rng.uniform(0, 360), draw_elevation_deg(rng)], dtype=torch.float32))
     truth = Truth(description, rng).latents(cameras)
-    worse = truth
     if kind == "floater":
         worse = Truth(description, rng).with_part(_floater(rng), str(rng.choice(COLORS))).latents(cameras)
     elif kind == "two-faced":

@@ -41,7 +41,6 @@ __all__ = [
     "draw_times",
     "gradient_loss",
     "guidance_scale",
-    "guided_x0",
     "per_element",
     "predict_both",
     "reconstruction_loss",
@@ -112,8 +111,10 @@ async def distillation_loss(scene: Scene, sample: Sample, prior: Prior, knobs: S
 
 
 async def sds_target(scene: Scene, sample: Sample, prior: Prior, knobs: DistillationKnobs) -> Tensor:
-    """Predict x̂₀ (P, V, C, H, W), guided, rescaled and clamped."""
-    return await guided_x0(scene, prior, knobs, sample.noisy(prior.schedule), sample.t, sample.cameras)
+    """Predict x̂₀ (P, V, C, H, W), guided, rescaled and clamped, in one call."""
+    noisy = sample.noisy(prior.schedule)
+    conditional, negative = await predict_both(scene.text, prior, noisy, sample.t, sample.cameras)
+    return combine_x0(scene, prior, knobs, conditional.x0, negative.x0)
 
 
 def draw_sample(
@@ -128,14 +129,6 @@ def draw_times(scene: Scene, prior: Prior, knobs: DistillationKnobs, num: int) -
     """Draw `num` diffusion times from the window that the scene's progress leaves open, on the prior's device."""
     low, high = (ramp.at_step(scene.step, scene.steps_total) for ramp in (knobs.t_min, knobs.t_max))
     return draw_time(prior.schedule, low, high, scene.generator, num).to(scene.device)
-
-
-async def guided_x0(
-    scene: Scene, prior: Prior, knobs: DistillationKnobs, noisy: Tensor, t: Tensor, cameras: Cameras
-) -> Tensor:
-    """Predict x̂₀ for noised versions (P, V, C, H, W) of one object's latents at times t (P,), in one call."""
-    conditional, negative = await predict_both(scene.text, prior, noisy, t, cameras)
-    return combine_x0(scene, prior, knobs, conditional.x0, negative.x0)
 
 
 async def predict_both(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,14 @@ from torch import Tensor
 from reward_models.embedded import EmbeddedReward, SlotLogits, match_score
 from workers.embedded.captions import plain_caption
 from workers.embedded.damage import damaged
-from workers.embedded.dataset import MAX_PARTS, compose, group_cameras
-from workers.embedded.raycast import raycast
-from workers.embedded.world import PALETTE, Description, build, part_colors
+from workers.embedded.dataset import group_cameras
+from workers.embedded.truth import Truth
 from workers.evaluation.prompts import held_out_pairs
 from workers.priors.rgba import latents_to_image
 from workers.weights import load_reward
+
+if TYPE_CHECKING:
+    from workers.embedded.world import Description
 
 NAME = "embedded-multiview"
 
@@ -30,18 +34,10 @@ def reward() -> EmbeddedReward:
 
 def true_latents(descriptions: list[Description]) -> Tensor:
     """Exact pictures of descriptions: (N, 4, 4, 32, 32)."""
-    rng, latents = np.random.default_rng(3), []
-    for description in descriptions:
-        arrangement = build(description)
-        angles = torch.tensor([float(rng.uniform(0, 360)), 20.0])
-        part_ids, shades = (
-            torch.from_numpy(x)[None] for x in raycast(arrangement, group_cameras(angles), 64)
-        )
-        rgb = torch.zeros(1, MAX_PARTS, 3)
-        colors = part_colors(description, arrangement)
-        rgb[0, : len(colors)] = torch.tensor([PALETTE[color] for color in colors]) / 255
-        latents.append(compose(part_ids.long(), shades, rgb))
-    return torch.cat(latents)
+    rng = np.random.default_rng(3)
+    angles = [torch.tensor([float(rng.uniform(0, 360)), 20.0]) for _ in descriptions]
+    truths = zip(descriptions, angles, strict=True)
+    return torch.stack([Truth(description).latents(group_cameras(angle)) for description, angle in truths])
 
 
 def values(reward: EmbeddedReward, latents: Tensor, descriptions: list[Description]) -> Tensor:

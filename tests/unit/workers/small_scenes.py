@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from service.jobs.spec import DreamDpoMethod, DreamFlMethod, Ramp, SdsMethod
 from workers.cameras import CameraRig
 from workers.contracts import Ask, Scores, Views, asked
+from workers.diffusion import draw_noise
+from workers.engine import Engine
 from workers.fields.voxel import VoxelField
 from workers.methods import make_method
+from workers.methods.sds import Sample, draw_times, per_element, reconstruction_loss, sds_target
 from workers.priors.analytic import AnalyticPrior, disk_latents
 from workers.scene import Scene
 
@@ -21,7 +24,21 @@ if TYPE_CHECKING:
     from service.jobs.spec import AnyMethod
     from workers.contracts import Method, Prior, Reward
 
-__all__ = ["PX", "TinyReward", "answer_at_once", "ball_prior", "flat_views", "make_scene", "methods_of_three"]
+__all__ = [
+    "PX",
+    "RED",
+    "Fixed",
+    "TinyReward",
+    "answer_at_once",
+    "ball_prior",
+    "constant",
+    "flat_views",
+    "gradients_of_sds",
+    "make_scene",
+    "methods_of_three",
+    "pictures",
+    "run",
+]
 
 torch.set_num_threads(1)
 """Scenes this small lose time to threads, and bit equality is promised for a fixed number of them."""
@@ -54,6 +71,22 @@ class TinyReward:
             values = self.values(images)
             (gradient,) = torch.autograd.grad(values.sum(), images)
         return Scores(values.detach(), gradient * wants_gradient[:, None, None, None, None])
+
+
+class Fixed:
+    """A judge with a fixed opinion of the first and of the second of a pair; keeps what it was shown."""
+
+    name = "fixed"
+
+    def __init__(self, *opinion: list[float]) -> None:
+        self.opinion = torch.tensor(opinion)
+        self.images: Tensor | None = None
+
+    @asked("score")
+    def score(self, images: Tensor, prompts: list[str], wants_gradient: Tensor) -> Scores:
+        """Answer the opinion, whatever is shown."""
+        self.images = images
+        return Scores(self.opinion, torch.zeros_like(images))
 
 
 def ball_prior(spread: float = 0.1) -> AnalyticPrior:
@@ -91,6 +124,45 @@ def flat_views(latents: Tensor, prior: AnalyticPrior) -> Views:
     rgb = (latents[:, :, :3] + opacity) / 2
     cameras = CameraRig(num_views=latents.shape[1]).draw(torch.Generator())
     return Views(rgb, opacity, torch.zeros_like(opacity), cameras)
+
+
+def pictures(prior: AnalyticPrior) -> Tensor:
+    """Latents (1, 4, 4, H, W) of no object, always the same, that want a gradient."""
+    noise = torch.randn(1, 4, *prior.latent_shape, generator=torch.Generator().manual_seed(5))
+    return (0.3 * noise).clamp(-1, 1).requires_grad_()
+
+
+def gradients_of_sds(prior: AnalyticPrior) -> list[Tensor]:
+    """SDS on `pictures` with the first and with the second noise that methods of pairs draw in their place."""
+    knobs = SdsMethod()
+    scene = make_scene(prior, make_method(knobs, None))
+    t = draw_times(scene, prior, knobs, 1)
+
+    async def with_noise(latents: Tensor, noise: Tensor) -> Tensor:
+        sample = Sample(latents, flat_views(latents, prior).cameras, t, noise)
+        return per_element(
+            reconstruction_loss(latents, await sds_target(scene, sample, prior, knobs)), latents
+        )
+
+    gradients = []
+    for _ in range(2):
+        latents = pictures(prior)
+        loss = answer_at_once(with_noise(latents, draw_noise(latents, scene.generator)))
+        gradients += torch.autograd.grad(loss, latents)
+    return gradients
+
+
+def run(scene: Scene, until: int) -> list[float]:
+    """Step a scene alone until step `until`, and answer the losses."""
+    engine = Engine()
+    engine.admit(scene)
+    losses = []
+    while scene.step < until:
+        (outcome,) = engine.step()
+        assert outcome.error is None
+        assert outcome.loss is not None
+        losses.append(outcome.loss)
+    return losses
 
 
 def answer_at_once(coroutine: Coroutine[Ask[Any], Any, Tensor]) -> Tensor:

@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from service.jobs.spec import DreamDpoMethod, PsdMethod, SdsMethod
-from tests.unit.workers.small_scenes import TinyReward, answer_at_once, ball_prior, flat_views, make_scene
-from workers.contracts import Schedule, Scores, asked
-from workers.diffusion import add_noise, draw_noise, x0_from_noise
+from tests.unit.workers.small_scenes import (
+    Fixed,
+    TinyReward,
+    answer_at_once,
+    ball_prior,
+    flat_views,
+    gradients_of_sds,
+    make_scene,
+    pictures,
+)
+from workers.contracts import Schedule
+from workers.diffusion import add_noise, x0_from_noise
 from workers.engine import Engine
 from workers.methods import make_method
 from workers.methods.dreamdpo import (
@@ -20,7 +29,7 @@ from workers.methods.dreamdpo import (
     preferred_target,
     released_gradient,
 )
-from workers.methods.sds import draw_times, guided_x0, per_element, reconstruction_loss
+from workers.methods.sds import reconstruction_loss
 from workers.render import render
 
 if TYPE_CHECKING:
@@ -29,21 +38,6 @@ if TYPE_CHECKING:
     from workers.contracts import Method
 
 PRIOR = ball_prior()
-
-
-class Fixed:
-    """A judge with a fixed opinion: the first candidate gets `a`, the second `b`."""
-
-    name = "fixed"
-
-    def __init__(self, a: list[float], b: list[float]) -> None:
-        self.opinion = torch.tensor([a, b])
-        self.images: Tensor | None = None
-
-    @asked("score")
-    def score(self, images: Tensor, prompts: list[str], wants_gradient: Tensor) -> Scores:
-        self.images = images
-        return Scores(self.opinion, torch.zeros_like(images))
 
 
 def column(*values: float) -> Tensor:
@@ -88,48 +82,24 @@ def test_the_gradient_is_the_papers_times_the_push_anchored_by_sds_on_the_winner
     torch.testing.assert_close(latents.grad, (0.6 / 0.8) * ((pred_w - noise_w) + 2.0 * paper) / 2)
 
 
-def pictures() -> Tensor:
-    noise = torch.randn(1, 4, *PRIOR.latent_shape, generator=torch.Generator().manual_seed(5))
-    return (0.3 * noise).clamp(-1, 1).requires_grad_()
-
-
 def gradient_of_dreamdpo(judge: Fixed, **knobs: Any) -> Tensor:
-    latents = pictures()
+    latents = pictures(PRIOR)
     method = make_method(DreamDpoMethod(**knobs), judge)
     loss = answer_at_once(method(make_scene(PRIOR, method), flat_views(latents, PRIOR), PRIOR))
     return torch.autograd.grad(loss, latents)[0]
-
-
-def gradients_of_sds() -> list[Tensor]:
-    """SDS on given pictures with the first and with the second noise that DreamDPO draws in their place."""
-    knobs = SdsMethod()
-    scene = make_scene(PRIOR, make_method(knobs, None))
-    t = draw_times(scene, PRIOR, knobs, 1)
-
-    async def with_noise(latents: Tensor, noise: Tensor) -> Tensor:
-        noisy = add_noise(latents.detach(), noise, t, PRIOR.schedule)
-        x0 = await guided_x0(scene, PRIOR, knobs, noisy, t, flat_views(latents, PRIOR).cameras)
-        return per_element(reconstruction_loss(latents, x0), latents)
-
-    gradients = []
-    for _ in range(2):
-        latents = pictures()
-        loss = answer_at_once(with_noise(latents, draw_noise(latents, scene.generator)))
-        gradients += torch.autograd.grad(loss, latents)
-    return gradients
 
 
 @pytest.mark.parametrize("opinion", [([1.0], [0.9]), ([0.9], [1.0])], ids=["first wins", "second wins"])
 def test_below_tau_it_is_sds_on_the_winner(opinion: tuple[list[float], list[float]]) -> None:
     winner = int(opinion[1] > opinion[0])
     below = gradient_of_dreamdpo(Fixed(*opinion), tau=0.2)
-    torch.testing.assert_close(below, gradients_of_sds()[winner], atol=1e-9, rtol=1e-5)
+    torch.testing.assert_close(below, gradients_of_sds(PRIOR)[winner], atol=1e-9, rtol=1e-5)
     beyond = gradient_of_dreamdpo(Fixed(*opinion), tau=0.05)
     assert not torch.allclose(beyond, below, rtol=0.01)
 
 
 def test_below_tau_with_the_first_as_winner_it_is_the_sds_method() -> None:
-    latents = pictures()
+    latents = pictures(PRIOR)
     method = make_method(SdsMethod(), None)
     loss = answer_at_once(method(make_scene(PRIOR, method), flat_views(latents, PRIOR), PRIOR))
     (gradient,) = torch.autograd.grad(loss, latents)
@@ -144,7 +114,7 @@ def test_without_push_tau_does_not_matter() -> None:
 
 
 def test_a_judge_per_view_mixes_the_winners_of_both_noises() -> None:
-    first, second = gradients_of_sds()
+    first, second = gradients_of_sds(PRIOR)
     mixed = gradient_of_dreamdpo(Fixed([1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]), push=0.0)
     expected = torch.stack([first[:, 0], second[:, 1], first[:, 2], second[:, 3]], 1)
     torch.testing.assert_close(mixed, expected, atol=1e-9, rtol=1e-5)
@@ -212,7 +182,7 @@ def test_the_published_gradient_does_not_guide_its_loser_and_keeps_the_noise_bel
 
 
 def test_below_tau_the_paper_is_classic_sds_on_the_winner() -> None:
-    latents = pictures()
+    latents = pictures(PRIOR)
     knobs = SdsMethod(form="classic")
     method = make_method(knobs, None)
     loss = answer_at_once(method(make_scene(PRIOR, method), flat_views(latents, PRIOR), PRIOR))
@@ -228,7 +198,7 @@ def test_the_papers_form_forgets_which_pair_came_first() -> None:
 
 
 def test_an_object_has_one_winner_when_it_is_ranked_as_a_whole() -> None:
-    first, second = gradients_of_sds()
+    first, second = gradients_of_sds(PRIOR)
     judge = Fixed([1.0, 0.0, 1.0, 0.0], [0.0, 1.1, 0.0, 1.1])
     whole = gradient_of_dreamdpo(judge, push=0.0, per="object")
     torch.testing.assert_close(whole, second, atol=1e-9, rtol=1e-5)
@@ -261,7 +231,7 @@ def test_the_published_override_only_helps_the_first() -> None:
 
 def with_second_judge(step: int, **knobs: Any) -> tuple[Tensor, Tensor | None]:
     """The gradient of a step in which a second judge disagrees, and the pictures that it saw."""
-    latents = pictures()
+    latents = pictures(PRIOR)
     second = Fixed([0.0], [1.0])
     method = make_method(DreamDpoMethod(override="second", **knobs), Fixed([1.0], [0.0]), second)
     scene = make_scene(PRIOR, method)
@@ -288,7 +258,7 @@ def test_a_second_judge_is_asked_in_its_share_of_the_steps() -> None:
         method = make_method(
             DreamDpoMethod(override="second", override_from=0.0), Fixed([1.0], [0.0]), second
         )
-        latents = pictures()
+        latents = pictures(PRIOR)
         answer_at_once(method(make_scene(PRIOR, method, seed=seed), flat_views(latents, PRIOR), PRIOR))
         asked_in += second.images is not None
     assert 8 <= asked_in <= 24
@@ -304,7 +274,7 @@ def test_a_second_judge_is_neither_forgotten_nor_smuggled_in() -> None:
 
 @pytest.mark.parametrize("knobs", [DreamDpoMethod(), DreamDpoMethod(pair="timestep"), PsdMethod()])
 def test_pairs_are_of_one_group(knobs: DreamDpoMethod | PsdMethod) -> None:
-    latents = pictures().expand(2, -1, -1, -1, -1)
+    latents = pictures(PRIOR).expand(2, -1, -1, -1, -1)
     method = make_method(knobs, Fixed([1.0], [0.0]))
     with pytest.raises(ValueError, match="found 2 groups of views"):
         answer_at_once(method(make_scene(PRIOR, method), flat_views(latents, PRIOR), PRIOR))

@@ -15,6 +15,7 @@ from tests.unit.workers.small_scenes import (
     constant,
     flat_views,
     make_scene,
+    pictures,
 )
 from workers.contracts import Scores
 from workers.methods import make_method
@@ -31,16 +32,11 @@ if TYPE_CHECKING:
 PRIOR = ball_prior()
 
 
-def pictures() -> Tensor:
-    noise = torch.randn(1, 4, *PRIOR.latent_shape, generator=torch.Generator().manual_seed(5))
-    return (0.3 * noise).clamp(-1, 1).requires_grad_()
-
-
 def loss_and_gradient(
     method: Method, step: int = 0, steps_total: int = 50, prior: AnalyticPrior = PRIOR
 ) -> tuple[float, Tensor]:
     """The loss of a method on given pictures, and its gradient with respect to them."""
-    latents = pictures()
+    latents = pictures(PRIOR)
     scene = make_scene(prior, method, steps_total=steps_total)
     scene.step = step
     loss = answer_at_once(method(scene, flat_views(latents, prior), prior))
@@ -68,7 +64,7 @@ def test_the_reward_adds_minus_lambda_times_its_gradient(per_view: bool) -> None
     sds = loss_and_gradient(make_method(SdsMethod(), None))
     dreamfl = loss_and_gradient(make_method(DreamFlMethod(reward_weight=0.7), reward))
 
-    latents = pictures()
+    latents = pictures(PRIOR)
     r = reward.values(PRIOR.composite(flat_views(latents, PRIOR))).mean()
     (gradient,) = torch.autograd.grad(r, latents)
     assert dreamfl[0] == pytest.approx(sds[0] - 0.7 * r.item())
@@ -167,7 +163,7 @@ def test_the_paper_form_adds_the_gradient_at_the_decoded_x0_straight_to_the_rend
     ball = prior.decode(disk_latents(RED, 0.5, PX).expand(1, 4, -1, -1, -1)).now()
     torch.testing.assert_close(seen[0].view_as(ball).float(), ball)
     scores = reward.score(ball, [""], torch.ones(1, dtype=torch.bool)).now()
-    latents = pictures()
+    latents = pictures(PRIOR)
     render = prior.composite(flat_views(latents, prior))
     (gradient,) = torch.autograd.grad(render, latents, scores.gradient)
     torch.testing.assert_close(paper[1] - sds[1], -0.7 * gradient, atol=1e-7, rtol=1e-3)

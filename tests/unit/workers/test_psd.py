@@ -7,13 +7,20 @@ import pytest
 import torch
 
 from service.jobs.spec import PsdMethod, SdsMethod
-from tests.unit.workers.small_scenes import TinyReward, answer_at_once, ball_prior, flat_views, make_scene
-from workers.contracts import Scores, asked
-from workers.diffusion import add_noise, draw_noise
+from tests.unit.workers.small_scenes import (
+    Fixed,
+    TinyReward,
+    answer_at_once,
+    ball_prior,
+    flat_views,
+    gradients_of_sds,
+    make_scene,
+    pictures,
+    run,
+)
 from workers.engine import Engine
 from workers.methods import make_method
 from workers.methods.psd import certainty, guided_target, negative_loss
-from workers.methods.sds import draw_times, guided_x0, per_element, reconstruction_loss
 from workers.render import render
 from workers.scene import NanDivergence, Scene, load_checkpoint, save_checkpoint
 
@@ -23,19 +30,6 @@ if TYPE_CHECKING:
     from workers.contracts import Method
 
 PRIOR = ball_prior()
-
-
-class Fixed:
-    """A judge with a fixed opinion of the first and of the second of a pair."""
-
-    name = "fixed"
-
-    def __init__(self, *opinion: list[float]) -> None:
-        self.opinion = torch.tensor(opinion)
-
-    @asked("score")
-    def score(self, images: Tensor, prompts: list[str], wants_gradient: Tensor) -> Scores:
-        return Scores(self.opinion, torch.zeros_like(images))
 
 
 class WantsBlue(TinyReward):
@@ -81,14 +75,9 @@ def test_the_negative_loss_is_differentiated_as_finite_differences_say() -> None
     assert torch.autograd.gradcheck(lambda x: negative_loss(x, start, noise, c, 2.0), (learned,))
 
 
-def pictures() -> Tensor:
-    noise = torch.randn(1, 4, *PRIOR.latent_shape, generator=torch.Generator().manual_seed(5))
-    return (0.3 * noise).clamp(-1, 1).requires_grad_()
-
-
 def gradients(judge: Fixed, **knobs: Any) -> tuple[Tensor, Tensor]:
     """The gradients of one step with respect to the pictures and to the negative embedding."""
-    latents = pictures()
+    latents = pictures(PRIOR)
     method = make_method(PsdMethod(**knobs), judge)
     scene = make_scene(PRIOR, method)
     loss = answer_at_once(method(scene, flat_views(latents, PRIOR), PRIOR))
@@ -100,21 +89,8 @@ def gradients(judge: Fixed, **knobs: Any) -> tuple[Tensor, Tensor]:
 
 def gradient_of_sds_on_both_noises() -> Tensor:
     """SDS on the two noises that PSD draws, in mean."""
-    knobs = SdsMethod()
-    scene = make_scene(PRIOR, make_method(knobs, None))
-    t = draw_times(scene, PRIOR, knobs, 1)
-
-    async def with_noise(latents: Tensor, noise: Tensor) -> Tensor:
-        noisy = add_noise(latents.detach(), noise, t, PRIOR.schedule)
-        x0 = await guided_x0(scene, PRIOR, knobs, noisy, t, flat_views(latents, PRIOR).cameras)
-        return per_element(reconstruction_loss(latents, x0), latents)
-
-    found = []
-    for _ in range(2):
-        latents = pictures()
-        loss = answer_at_once(with_noise(latents, draw_noise(latents, scene.generator)))
-        found += torch.autograd.grad(loss, latents)
-    return (found[0] + found[1]) / 2
+    first, second = gradients_of_sds(PRIOR)
+    return (first + second) / 2
 
 
 @pytest.mark.parametrize("learning_rate", [0.0, 1e-3])
@@ -162,18 +138,6 @@ def test_the_preference_pulls_towards_the_preferred_sample() -> None:
     torch.testing.assert_close(first, -second, atol=1e-8, rtol=1e-4)
     surer = gradients(Fixed([1.0], [0.0]), preference_weight=3.0)[0] - plain
     torch.testing.assert_close(surer, 3 * first, atol=1e-8, rtol=1e-3)
-
-
-def run(scene: Scene, until: int) -> list[float]:
-    engine = Engine()
-    engine.admit(scene)
-    losses = []
-    while scene.step < until:
-        (outcome,) = engine.step()
-        assert outcome.error is None
-        assert outcome.loss is not None
-        losses.append(outcome.loss)
-    return losses
 
 
 def psd_scene(seed: int = 4) -> Scene:

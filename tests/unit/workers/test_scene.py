@@ -7,8 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.unit.workers.small_scenes import TinyReward, ball_prior, make_scene, methods_of_three
-from workers.engine import Engine
+from tests.unit.workers.small_scenes import TinyReward, ball_prior, make_scene, methods_of_three, run
 from workers.scene import CheckpointError, NanDivergence, Scene, load_checkpoint, save_checkpoint
 
 
@@ -16,18 +15,6 @@ def scene_of(method: str = "sds", steps_total: int = 60, seed: int = 4) -> Scene
     return make_scene(
         ball_prior(), methods_of_three(TinyReward())[method], steps_total=steps_total, seed=seed
     )
-
-
-def run(scene: Scene, until: int) -> list[float]:
-    engine = Engine()
-    engine.admit(scene)
-    losses = []
-    while scene.step < until:
-        (outcome,) = engine.step()
-        assert outcome.error is None
-        assert outcome.loss is not None
-        losses.append(outcome.loss)
-    return losses
 
 
 def assert_bit_equal(one: Scene, other: Scene) -> None:
