@@ -3,7 +3,7 @@
 Two small networks meet in the same words-of-the-world. One reads the prompt and says, for two slots (upper or left,
 lower or right), which thing with which color should stand there; the other looks at the pictures and says what does.
 The score is the log-likelihood of the prompt's choices under the pictures' choices, plus the log-probability that
-the pictures are undamaged. Since each slot binds its own noun and color, swapped colors or objects cost as much as
+every picture is undamaged. Since each slot binds its own noun and color, swapped colors or objects cost as much as
 wrong ones. For "next to" either order counts, as pictures taken from an unknown side cannot tell left from right.
 
 Two of them ship: one looks at four views together and steers, the other looks at each view alone, was trained on
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -122,7 +123,8 @@ class EmbeddedReward(nn.Module):
         groups = images.shape[1] // together
         seen, soundness = self.viewer(_resized(images).unflatten(1, (groups, together)).flatten(0, 1))
         wanted = SlotLogits(*(x.repeat_interleave(groups, 0) for x in wanted))
-        return (match_score(wanted, seen) + F.logsigmoid(soundness)).unflatten(0, (len(images), groups))
+        score = match_score(wanted, seen) + F.logsigmoid(soundness).sum(1)
+        return score.unflatten(0, (len(images), groups))
 
 
 def match_score(wanted: SlotLogits, seen: SlotLogits) -> Tensor:
@@ -178,7 +180,7 @@ class _Reader(nn.Module):
 
 
 class _Viewer(nn.Module):
-    """Pictures (N, V, 3, 32, 32) → what stands where, and a logit (N,) that they are sound."""
+    """Pictures (N, V, 3, 32, 32) → what stands where, and a logit (N, V) that each is sound among the others."""
 
     def __init__(self, config: EmbeddedRewardConfig) -> None:
         super().__init__()
@@ -188,16 +190,18 @@ class _Viewer(nn.Module):
             layers += [nn.Conv2d(before, after, 3, stride, 1), nn.GroupNorm(8, after), nn.SiLU()]
         self.convolutions = nn.Sequential(*layers)
         self.place = nn.Parameter(torch.randn(config.views, 16, width) * 0.02)
-        self.queries = nn.Parameter(torch.randn(4, width) * 0.02)
+        self.queries = nn.Parameter(torch.randn(3, width) * 0.02)
         self.mixer = _transformer(width, layers=2)
         self.heads = _Heads(width, config)
-        self.soundness = nn.Linear(width, 1)
+        self.damage = nn.Linear(width, 1)
 
     def forward(self, images: Tensor) -> tuple[SlotLogits, Tensor]:
         features = self.convolutions(images.flatten(0, 1) * 2 - 1).flatten(2).transpose(1, 2)
         tokens = (features.unflatten(0, images.shape[:2]) + self.place).flatten(1, 2)
         mixed = self.mixer(torch.cat([self.queries.expand(len(images), -1, -1), tokens], 1))
-        return _slot_logits(self.heads, mixed), self.soundness(mixed[:, 3]).squeeze(-1)
+        damage = self.damage(mixed[:, 3:]).unflatten(1, (images.shape[1], -1)).squeeze(-1)
+        # A view is as sound as its worst place: a stray blob is small.
+        return _slot_logits(self.heads, mixed), math.log(damage.shape[-1]) - damage.logsumexp(-1)
 
 
 class _Heads(nn.Module):
@@ -237,9 +241,10 @@ def load_embedded_reward(weights: Path) -> EmbeddedReward:
     if "embedded_reward" not in metadata:
         raise ValueError(f"{weights.name} is no embedded reward: its metadata has no key 'embedded_reward'")
     reward = EmbeddedReward(EmbeddedRewardConfig(**json.loads(metadata["embedded_reward"])))
-    if unmatched := sorted(set(reward.state_dict()) ^ set(tensors)):
+    own = {name: tensor.shape for name, tensor in reward.state_dict().items()}
+    if unmatched := sorted(own.items() ^ {name: tensor.shape for name, tensor in tensors.items()}.items()):
         raise ValueError(
-            f"{weights.name} does not fit the embedded reward: unmatched tensor {unmatched[0]!r}"
+            f"{weights.name} does not fit the embedded reward: missing, unknown or misshapen tensor {unmatched[0][0]!r}"
         )
     reward.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     reward.sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["damaged", "weathered"]
+__all__ = ["VISIBLE", "damaged", "weathered"]
+
+FOREIGN = 4
+"""The kind of damage in which some views show another object."""
+VISIBLE = 0.3
+"""A view is hurt where a channel, in [−1, 1], changes by more."""
 
 
 def weathered(latents: Tensor, generator: torch.Generator) -> Tensor:
@@ -28,14 +33,19 @@ def weathered(latents: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(some[:, None, None, None, None], noisy.clamp(-1, 1), latents)
 
 
-def damaged(latents: Tensor, generator: torch.Generator) -> Tensor:
+def damaged(latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Damage every object (N, V, 4, 32, 32) in one way: cut-out, floater, blotch, flipped views, foreign views.
 
-    At least one of its views is hurt. A single view (V = 1) knows no foreign one.
+    Answers the pictures and which views are visibly hurt, (N, V) bool. Where some views are of another object, all
+    are: none of them is right among the others. A single view (V = 1) knows no foreign one.
     """
     count, views = latents.shape[:2]
-    kinds = torch.randint(5 if views > 1 else 4, (count,), generator=generator).tolist()
-    return torch.stack([_damage(latents, index, kind, generator) for index, kind in enumerate(kinds)])
+    kinds = torch.randint(5 if views > 1 else 4, (count,), generator=generator)
+    worse = torch.stack(
+        [_damage(latents, index, kind, generator) for index, kind in enumerate(kinds.tolist())]
+    )
+    hurt = (worse - latents).abs().amax((2, 3, 4)) > VISIBLE
+    return worse, torch.where((kinds == FOREIGN)[:, None], hurt.any(1, keepdim=True), hurt)
 
 
 def _damage(latents: Tensor, index: int, kind: int, generator: torch.Generator) -> Tensor:

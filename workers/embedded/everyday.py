@@ -98,8 +98,8 @@ EVERYDAY: dict[str, Everyday] = {
         (
             Part("cylinder", (0, -0.1, 0), (0.26, 0.52, 0.26), "main"),
             Part("cone", (0, 0.68, 0), (0.28, 0.28, 0.28), "accent"),
-            Part("cube", (0, -0.66, 0), (0.5, 0.2, 0.07), "accent"),
-            Part("cube", (0, -0.66, 0), (0.07, 0.2, 0.5), "accent"),
+            Part("cube", (0, -0.66, 0), (0.5, 0.2, 0.12), "accent"),
+            Part("cube", (0, -0.66, 0), (0.12, 0.2, 0.5), "accent"),
         ),
         (0.48, 0.92, 0.48),
         "white",
@@ -273,9 +273,9 @@ EVERYDAY: dict[str, Everyday] = {
     "airplane": Everyday(
         (
             Part("capsule", (0, 0, 0), (0.2, 0.92, 0.2), "main", 2),
-            Part("cube", (0, 0, 0.12), (0.95, 0.07, 0.24), "accent"),
-            Part("cube", (0, 0.06, -0.74), (0.4, 0.06, 0.15), "accent"),
-            Part("cube", (0, 0.24, -0.74), (0.07, 0.24, 0.16), "accent"),
+            Part("cube", (0, 0, 0.12), (0.95, 0.1, 0.26), "accent"),
+            Part("cube", (0, 0.06, -0.74), (0.42, 0.09, 0.18), "accent"),
+            Part("cube", (0, 0.24, -0.74), (0.1, 0.26, 0.18), "accent"),
         ),
         (0.9, 0.34, 0.88),
         "white",

@@ -13,40 +13,22 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from workers.embedded.train_prior import WEAK_STEP, SlotsAndUNet, new_prior
 from workers.embedded.train_rewards import REFEREE, REWARD, RewardRecipe, new_reward
+from workers.embedded.trained import averaged_prior, stage_checkpoint
 from workers.weights import EMBEDDED_PRIOR, EMBEDDED_REWARDS
 
 if TYPE_CHECKING:
     from torch import nn
 
     from reward_models.embedded import EmbeddedReward
-    from workers.priors.embedded import EmbeddedPrior
 
-__all__ = ["averaged_prior", "averaged_reward", "export_weights", "weak_prior"]
-
-
-def averaged_prior(folder: Path) -> EmbeddedPrior:
-    """Assemble the prior from the work folder's checkpoints (the averaged weights of the U-Net)."""
-    return _assembled(folder, "prior")
-
-
-def weak_prior(folder: Path) -> EmbeddedPrior:
-    """Assemble the deliberately weak prior, of an early checkpoint; its text encoder is the finished one."""
-    return _assembled(folder, f"prior-step{WEAK_STEP}")
-
-
-def _assembled(folder: Path, stage: str) -> EmbeddedPrior:
-    prior = new_prior()
-    prior.text_encoder.load_state_dict(_checkpoint(folder, "text")["model"])
-    SlotsAndUNet(prior).load_state_dict(_checkpoint(folder, stage)["ema"])
-    return prior.eval().requires_grad_(False)
+__all__ = ["averaged_reward", "export_weights"]
 
 
 def averaged_reward(folder: Path, recipe: RewardRecipe) -> EmbeddedReward:
     """Assemble a reward from the work folder's checkpoint (its averaged weights)."""
     reward = new_reward(recipe)
-    reward.load_state_dict(_checkpoint(folder, recipe.stage)["ema"])
+    reward.load_state_dict(stage_checkpoint(folder, recipe.stage)["ema"])
     return reward.eval().requires_grad_(False)
 
 
@@ -55,22 +37,14 @@ def export_weights(folder: Path, weights: Path) -> None:
     weights.mkdir(parents=True, exist_ok=True)
     if (folder / "prior.pt").exists():
         prior = averaged_prior(folder)
-        runs = {"text": _checkpoint(folder, "text"), "prior": _checkpoint(folder, "prior")}
+        runs = {"text": stage_checkpoint(folder, "text"), "prior": stage_checkpoint(folder, "prior")}
         _write(weights / EMBEDDED_PRIOR.name, prior, {"embedded_prior": prior.config.to_json()}, runs)
     for recipe in (REWARD, REFEREE):
         if (folder / f"{recipe.stage}.pt").exists():
             reward = averaged_reward(folder, recipe)
-            runs = {recipe.stage: _checkpoint(folder, recipe.stage)}
+            runs = {recipe.stage: stage_checkpoint(folder, recipe.stage)}
             name = EMBEDDED_REWARDS[recipe.name].name
             _write(weights / name, reward, {"embedded_reward": reward.config.to_json()}, runs)
-
-
-def _checkpoint(folder: Path, stage: str) -> dict[str, Any]:
-    path = folder / f"{stage}.pt"
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {path}; run `make train-embedded`, which writes it")
-    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    return state
 
 
 def _write(path: Path, model: nn.Module, metadata: dict[str, str], runs: dict[str, dict[str, Any]]) -> None:

@@ -2,8 +2,9 @@
 
 Every stage checkpoints itself in the work folder and resumes by itself: "pictures" (ray-cast once), "text" (the
 text encoder, on captions made on the fly), "prior" (slot encoder and U-Net), "outputs" (objects optimized under an
-early checkpoint of the prior), "reward", "referee"; "export" writes the fp16 files that the project ships. Needs
-torch, numpy and safetensors only (but "outputs" needs the whole project); `--device cuda` trains on a GPU.
+early checkpoint of the prior and under the finished one), "reward", "referee"; "export" writes the fp16 files that
+the project ships. Needs torch, numpy and safetensors only (but "outputs" needs the whole project); `--device cuda`
+trains on a GPU.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from workers.embedded.export import export_weights
 from workers.embedded.outputs import collect_outputs
 from workers.embedded.train_prior import train_prior, train_text
 from workers.embedded.train_rewards import REFEREE, REWARD, train_reward
+from workers.embedded.trained import averaged_prior, weak_prior
 from workers.weights import EMBEDDED_PRIOR
 
 __all__ = ["main"]
 
-PICTURE_SEEDS = (10, 11, 12, 13, 14, 15)
+PICTURE_SEEDS = (30, 31, 32, 33, 34, 35)
 """Each seed draws 10,000 geometries, for the prior and the reward."""
-REFEREE_SEEDS = (20, 21)
+REFEREE_SEEDS = (40, 41)
 """What the referee sees is drawn apart: it must not share the reward's blind spots."""
 STAGES = ("pictures", "text", "prior", "outputs", "reward", "referee", "export")
 
@@ -36,11 +38,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/embedded"), help="work folder")
     parser.add_argument("--weights", type=Path, default=EMBEDDED_PRIOR.parent, help="where export writes")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prior-steps", type=int, default=4500, help="of 32 pictures each")
+    parser.add_argument("--prior-steps", type=int, default=10_000, help="of 32 pictures each")
     parser.add_argument(
-        "--outputs", type=int, default=80, help="objects to optimize for the rewards' training"
+        "--outputs", type=int, default=32, help="objects to optimize for the rewards' training"
     )
-    parser.add_argument("--reward-steps", type=int, default=1800, help="of 32 pictures each")
+    parser.add_argument("--reward-steps", type=int, default=2000, help="of 32 pictures each")
     arguments = parser.parse_args()
     for stage in arguments.stages:
         match stage:
@@ -54,7 +56,8 @@ def main() -> None:
             case "prior":
                 train_prior(arguments.folder, arguments.prior_steps, device=arguments.device)
             case "outputs":
-                collect_outputs(arguments.folder / "outputs", arguments.folder, arguments.outputs)
+                priors = weak_prior(arguments.folder), averaged_prior(arguments.folder)
+                collect_outputs(arguments.folder / "outputs", priors, arguments.outputs)
             case "reward":
                 train_reward(arguments.folder, REWARD, arguments.reward_steps, device=arguments.device)
             case "referee":

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reward_models.embedded import NEXT, EmbeddedReward, EmbeddedRewardConfig, SlotLogits
+from reward_models.embedded import NEXT, EmbeddedReward, EmbeddedRewardConfig, SlotLogits, match_score
+from workers.cameras import Cameras
+from workers.diffusion import alpha_sigma
 from workers.embedded.captions import random_caption, vocabulary
 from workers.embedded.damage import damaged, weathered
-from workers.embedded.dataset import NO_COLOR, VIEWS, Pictures
+from workers.embedded.dataset import NO_COLOR, VIEWS, Batch, Pictures
 from workers.embedded.outputs import Outputs
-from workers.embedded.train_prior import described
+from workers.embedded.train_prior import choices_of, described
+from workers.embedded.trained import averaged_prior, weak_prior
 from workers.embedded.training import TrainingRun, has_fast_bfloat16, muon
-from workers.embedded.world import COLORS, NAMES, random_description
+from workers.embedded.world import COLORS, NAMES, RELATIONS, random_description
 from workers.priors.rgba import latents_to_image
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from workers.priors.embedded import EmbeddedPrior
 
 __all__ = ["REFEREE", "REWARD", "RewardRecipe", "new_reward", "train_reward"]
 
@@ -35,12 +40,17 @@ class RewardRecipe(NamedTuple):
     """Subfolder of the pictures that it sees."""
     views: int
     seed: int
+    compares: bool
+    """Also learn from comparisons of outputs and of a prior's predictions, as a reward that steers must."""
 
 
-REWARD = RewardRecipe("embedded-multiview", "reward", "pictures", VIEWS, 7)
-REFEREE = RewardRecipe("embedded-alignment", "referee", "referee", 1, 8)
-OUTPUTS_SHARE = 0.25
-"""Share of a batch that is real outputs, where some were collected."""
+REWARD = RewardRecipe("embedded-multiview", "reward", "pictures", VIEWS, 7, compares=True)
+REFEREE = RewardRecipe("embedded-alignment", "referee", "referee", 1, 8, compares=False)
+NUM_COMPARED = 8
+"""Pairs of predictions in a step, and as many pairs of an output and the truth."""
+GUIDANCE = 5.0
+CERTAIN = 12.0
+"""Logit of what a caption says, where its words are known without reading them."""
 
 
 def new_reward(recipe: RewardRecipe) -> EmbeddedReward:
@@ -69,57 +79,119 @@ def train_reward(
         torch.Generator().manual_seed(recipe.seed),
         ema_decay=0.998,
     )
-    pictures, outputs = Pictures(folder / recipe.pictures), Outputs.load(folder / "outputs")
+    pictures = Pictures(folder / recipe.pictures)
+    comparisons = _Comparisons.load(folder, device) if recipe.compares else None
     fast = has_fast_bfloat16(device)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        shown = _draw(pictures, outputs, batch, run.generator)
+        painted = pictures.sample(batch, run.generator)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast):
-            viewed, viewed_numbers = _viewer_loss(reward, shown, run.generator)
+            viewed, numbers = _viewer_loss(reward, painted, run.generator)
             read, read_numbers = _reader_loss(reward, np.random.default_rng((recipe.seed, step)), 2 * batch)
-        return viewed + read, viewed_numbers | read_numbers
+            value, numbers = viewed + read, numbers | read_numbers
+            if comparisons is not None:
+                compared, compared_numbers = comparisons.loss(reward, painted, run.generator)
+                value, numbers = value + compared, numbers | compared_numbers
+        return value, numbers
 
     run.fit(loss)
     return reward
 
 
-def _draw(pictures: Pictures, outputs: Outputs | None, batch: int, generator: torch.Generator) -> Outputs:
-    """Draw exact pictures, half of them weathered, and real outputs among them."""
-    painted = pictures.sample(batch, generator)
-    right = torch.ones(batch, dtype=torch.bool)
-    shown = Outputs(
-        weathered(painted.latents, generator), painted.names, painted.colors, painted.relation, right
-    )
-    if outputs is None:
-        return shown
-    real = outputs.sample(int(batch * OUTPUTS_SHARE), generator)
-    return Outputs(
-        *(torch.cat([mine[len(theirs) :], theirs]) for mine, theirs in zip(shown, real, strict=True))
-    )
-
-
 def _viewer_loss(
-    reward: EmbeddedReward, shown: Outputs, generator: torch.Generator
+    reward: EmbeddedReward, painted: Batch, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
     """Choices on what is right, soundness on everything; a reward that looks at single views gets each alone."""
     device, views = reward.reader.queries.device, reward.config.views
-    groups = VIEWS // views
-    latents = shown.latents.reshape(-1, views, *shown.latents.shape[2:])
-    names, colors, relation, right = (
-        column.repeat_interleave(groups, 0).to(device)
-        for column in (shown.names, shown.colors, shown.relation, shown.right)
+    latents = weathered(painted.latents, generator)
+    latents = latents.reshape(-1, views, *latents.shape[2:])
+    names, colors, relation = (
+        column.repeat_interleave(VIEWS // views, 0).to(device)
+        for column in (painted.names, painted.colors, painted.relation)
     )
-    seen, soundness = reward.viewer(
-        latents_to_image(torch.cat([latents, damaged(latents, generator)])).to(device)
-    )
-    count = len(latents)
-    names = torch.where(names < 0, len(NAMES), names)
-    seen = SlotLogits(*(x[:count][right] for x in seen))
-    value, wrong = _choice_loss(seen, names[right], colors[right], relation[right])
-    sound = torch.cat([right, torch.zeros_like(right)])
+    worse, hurt = damaged(latents, generator)
+    seen, soundness = reward.viewer(latents_to_image(torch.cat([latents, worse])).to(device))
+    seen = SlotLogits(*(x[: len(latents)] for x in seen))
+    value, wrong = _choice_loss(seen, torch.where(names < 0, len(NAMES), names), colors, relation)
+    sound = torch.cat([torch.ones_like(hurt), ~hurt]).to(device)
     unsound = F.binary_cross_entropy_with_logits(soundness, sound.float())
     told = ((soundness > 0) == sound).float().mean()
     return value + unsound, {"viewed_wrong": wrong, "soundness_right": told.item()}
+
+
+class _Comparisons(NamedTuple):
+    """Pairs of which the truth tells the better: what priors predict from noise, and outputs against the truth.
+
+    A method that compares predictions (DreamDPO) asks exactly the first question at every step.
+    """
+
+    priors: list[EmbeddedPrior]
+    """The weak and the finished one; they are asked in turn."""
+    outputs: Outputs | None
+
+    @classmethod
+    def load(cls, folder: Path, device: str) -> _Comparisons:
+        priors = [weak_prior(folder).to(device), averaged_prior(folder).to(device)]
+        return cls(priors, Outputs.load(folder / "outputs"))
+
+    def loss(
+        self, reward: EmbeddedReward, painted: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """−log σ(r_better − r_worse) (Bradley–Terry), r in nats, over both kinds of pairs."""
+        better, worse, wanted = self._predictions(painted, generator)
+        predicted = _margin(reward, better, worse, wanted)
+        numbers = {"predictions_right": (predicted > 0).float().mean().item()}
+        value = F.softplus(-predicted).mean()
+        if self.outputs is not None:
+            drawn = self.outputs.sample(NUM_COMPARED, generator)
+            margin = _margin(reward, drawn.truth, drawn.latents, _certain(drawn))
+            numbers["outputs_right"] = (margin > 0).float().mean().item()
+            value = value + F.softplus(-margin).mean()
+        return value, numbers
+
+    @torch.no_grad()
+    def _predictions(self, painted: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, SlotLogits]:
+        """Guided x̂₀ of two noises at one time for each of the first pictures, the nearer to the truth first."""
+        prior = self.priors[int(torch.randint(len(self.priors), (1,), generator=generator))]
+        some = type(painted)(*(_first(column, NUM_COMPARED) for column in painted))
+        start = weathered(some.latents, generator)
+        t = torch.randint(20, 980, (NUM_COMPARED,), generator=generator)
+        alpha, sigma = alpha_sigma(prior.schedule, t, start)
+        text = prior.slot_encoder(choices_of(some))
+        x0 = []
+        for _ in range(2):
+            noisy = alpha * start + sigma * torch.randn(start.shape, generator=generator)
+            twice = Cameras(*(torch.cat([x, x]) for x in some.cameras))
+            answer = prior.predict(
+                torch.cat([noisy] * 2), torch.cat([t, t]), torch.cat([text, 0 * text]), twice
+            )
+            conditional, unconditional = answer.now().x0.float().chunk(2)
+            x0.append((unconditional + GUIDANCE * (conditional - unconditional)).clamp(-1, 1))
+        a, b = x0
+        true = latents_to_image(some.latents)
+        error_a, error_b = ((latents_to_image(x) - true).square().mean((1, 2, 3, 4)) for x in x0)
+        a_wins = (error_a < error_b)[:, None, None, None, None]
+        return torch.where(a_wins, a, b), torch.where(a_wins, b, a), _certain(some)
+
+
+def _first(column: Any, count: int) -> Any:
+    return Cameras(*(x[:count] for x in column)) if isinstance(column, Cameras) else column[:count]
+
+
+def _certain(words: Batch | Outputs) -> SlotLogits:
+    """What the reader would answer for captions of these classes if it were never in doubt."""
+    names = torch.where(words.names < 0, len(NAMES), words.names)
+    choices = ((names, len(NAMES) + 1), (words.colors, len(COLORS) + 1), (words.relation, len(RELATIONS)))
+    return SlotLogits(*(CERTAIN * F.one_hot(chosen, classes).float() for chosen, classes in choices))
+
+
+def _margin(reward: EmbeddedReward, better: Tensor, worse: Tensor, wanted: SlotLogits) -> Tensor:
+    """How much higher latents `better` score than `worse`, both (N, V, 4, 32, 32): (N,) nats."""
+    device = reward.reader.queries.device
+    seen, soundness = reward.viewer(latents_to_image(torch.cat([better, worse])).to(device))
+    twice = SlotLogits(*(torch.cat([x, x]).to(device) for x in wanted))
+    score = match_score(twice, seen) + F.logsigmoid(soundness).sum(1)
+    return score[: len(better)] - score[len(better) :]
 
 
 def _reader_loss(

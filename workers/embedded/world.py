@@ -161,16 +161,22 @@ def is_held_out(a: Thing, b: Thing) -> bool:
 
 
 def random_description(rng: np.random.Generator) -> Description:
-    """Draw what a picture shows: 24 % everyday, 14 % single shapes, 62 % pairs (three in five stacked)."""
+    """Draw what a picture shows: 36 % everyday, 8 % single shapes, 56 % pairs (three in five stacked)."""
     kind = rng.random()
-    if kind < 0.38:
-        everyday = kind < 0.24
+    if kind < 0.44:
+        everyday = kind < 0.36
         return Description(_random_thing(rng, everyday=1.0 if everyday else 0.0), None, "single")
     relation = "on" if rng.random() < 0.6 else "next"
     while True:
         a, b = _random_thing(rng, everyday=0.08), _random_thing(rng, everyday=0.08)
         if not is_held_out(a, b):
             return Description(a, b, relation)
+
+
+_DIFFICULTY = {"torus": 1.7, "cone": 1.2, "pyramid": 1.2, "disk": 0.9, "egg": 0.5}
+_SHAPE_SHARES = np.array([_DIFFICULTY.get(shape, 1.0) for shape in SHAPES])
+_SHAPE_SHARES /= _SHAPE_SHARES.sum()
+"""What is hard to draw is shown more often."""
 
 
 def _random_thing(rng: np.random.Generator, everyday: float) -> Thing:
@@ -181,8 +187,7 @@ def _random_thing(rng: np.random.Generator, everyday: float) -> Thing:
         color = None if rng.random() < 0.25 else str(rng.choice(COLORS))
         accent = str(rng.choice(COLORS)) if template.accent and rng.random() < 0.6 else None
         return Thing(name, color, accent, size if rng.random() < 0.4 else "normal")
-    weights = np.array([0.5 if s in ("disk", "egg") else 1.7 if s == "torus" else 1.0 for s in SHAPES])
-    return Thing(str(rng.choice(SHAPES, p=weights / weights.sum())), str(rng.choice(COLORS)), None, size)
+    return Thing(str(rng.choice(SHAPES, p=_SHAPE_SHARES)), str(rng.choice(COLORS)), None, size)
 
 
 def build(description: Description, rng: np.random.Generator | None = None) -> Arrangement:

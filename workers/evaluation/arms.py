@@ -41,34 +41,42 @@ class Case:
         return f"{self.arm.name}|{plain_caption(self.description)}|{self.seed}"
 
 
-def _preference_arms(prefix: str, *, weak: bool) -> list[Arm]:
-    """SDS, its longer run at a DreamDPO step's cost, and both preference methods under reward and oracle."""
+WEAK_STEPS = 150
+"""On the weak prior half the default's steps: there is less to converge to."""
+LONGER = 1.4
+"""A DreamDPO step costs about this many SDS steps: SDS with so many more steps is the rival at equal seconds."""
+
+
+def _preference_arms(prefix: str, steps: int, *, weak: bool) -> list[Arm]:
+    """SDS, its longer run at a DreamDPO step's cost, and the preference methods under reward and oracle."""
     dreamfl, dreamdpo = {"name": "dreamfl"}, {"name": "dreamdpo"}
     return [
-        Arm(f"{prefix}sds", weak=weak),
-        Arm(f"{prefix}sds-longer", steps=420, weak=weak),
-        Arm(f"{prefix}dreamfl", dreamfl, weak=weak),
-        Arm(f"{prefix}dreamdpo", dreamdpo, weak=weak),
-        Arm(f"{prefix}dreamfl-oracle", dreamfl, weak=weak, oracle=True),
-        Arm(f"{prefix}dreamdpo-oracle", dreamdpo, weak=weak, oracle=True),
+        Arm(f"{prefix}sds", steps=steps, weak=weak),
+        Arm(f"{prefix}sds-longer", steps=round(LONGER * steps), weak=weak),
+        Arm(f"{prefix}dreamfl", dreamfl, steps, weak),
+        Arm(f"{prefix}dreamdpo", dreamdpo, steps, weak),
+        Arm(f"{prefix}psd", {"name": "psd"}, steps, weak),
+        Arm(f"{prefix}dreamfl-oracle", dreamfl, steps, weak, oracle=True),
+        Arm(f"{prefix}dreamdpo-oracle", dreamdpo, steps, weak, oracle=True),
     ]
 
 
 def _sweep_arms() -> list[Arm]:
     """One knob at a time on the weak prior, steered by the shipped reward."""
-    pushes = [Arm(f"weak-dreamdpo-push{p}", {"name": "dreamdpo", "push": p}, weak=True) for p in (0, 0.5, 6)]
-    taus = [Arm(f"weak-dreamdpo-tau{t}", {"name": "dreamdpo", "tau": t}, weak=True) for t in (0, 0.5, 2)]
-    weights = [
-        Arm(f"weak-dreamfl-weight{w}", {"name": "dreamfl", "reward_weight": w}, weak=True)
-        for w in (0.03, 0.1, 1)
-    ]
-    return pushes + taus + weights
+    pushes = [_swept("dreamdpo", "push", value) for value in (0, 0.5, 6)]
+    taus = [_swept("dreamdpo", "tau", value) for value in (0, 0.5, 2)]
+    weights = [_swept("dreamfl", "reward_weight", value) for value in (0.03, 0.1, 1)]
+    return [*pushes, *taus, *weights, _swept("dreamdpo", "form", "paper")]
+
+
+def _swept(method: str, knob: str, value: float | str) -> Arm:
+    return Arm(f"weak-{method}-{knob}-{value}", {"name": method, knob: value}, WEAK_STEPS, weak=True)
 
 
 SUITES: dict[str, list[Arm]] = {
     "default": [Arm("sds")],
-    "weak": _preference_arms("weak-", weak=True),
-    "methods": _preference_arms("", weak=False),
+    "weak": _preference_arms("weak-", WEAK_STEPS, weak=True),
+    "methods": _preference_arms("", 300, weak=False),
     "sweep": _sweep_arms(),
 }
 """Arms by suite. Arms of one name are one arm, so suites share their results."""

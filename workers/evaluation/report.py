@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["comparison_table", "contact_sheet", "interval", "truth_table"]
+__all__ = ["best_of_table", "comparison_table", "contact_sheet", "interval", "truth_table"]
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
@@ -76,6 +76,28 @@ def comparison_table(
             rows.append(
                 f"| {arm} | {number} | {flat.mean():+.4f} | {low:+.4f} … {high:+.4f} "
                 f"| {won} of {won + lost} ({won / max(1, won + lost):.0%}) | {len(flat)} |"
+            )
+    return "\n".join(rows)
+
+
+def best_of_table(lines: list[dict[str, Any]], reward: str, numbers: Sequence[str]) -> str:
+    """Compare, for each arm, the object that `reward` likes best among a prompt's seeds with a random one of them."""
+    rows = [
+        f"| arm, best of its seeds by {reward} | number | gain over one seed | 95 % interval | prompts |",
+        "|---|---|---|---|---|",
+    ]
+    for arm in dict.fromkeys(line["arm"] for line in lines):
+        of_arm = [line for line in lines if line["arm"] == arm]
+        by_prompt = {p: [x for x in of_arm if x["prompt"] == p] for p in {x["prompt"] for x in of_arm}}
+        several = [group for group in by_prompt.values() if len(group) > 1]
+        for number in numbers if several else ():
+            gains = []
+            for group in several:
+                best = max(group, key=lambda line: float(line[f"score:{reward}"]))
+                gains.append(float(best[number]) - float(np.mean([line[number] for line in group])))
+            low, high = interval(gains)
+            rows.append(
+                f"| {arm} | {number} | {np.mean(gains):+.4f} | {low:+.4f} … {high:+.4f} | {len(gains)} |"
             )
     return "\n".join(rows)
 

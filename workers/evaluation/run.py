@@ -21,12 +21,12 @@ import torch
 
 from service.settings import Settings
 from workers.embedded.captions import plain_caption
-from workers.embedded.export import weak_prior
 from workers.embedded.preference_pairs import PAIR_KINDS, pair_accuracy
+from workers.embedded.trained import weak_prior
 from workers.evaluation.arms import SUITES, Arm, Case
 from workers.evaluation.objects import make_object
 from workers.evaluation.prompts import everyday_objects, held_out_pairs, kind_of, single_shapes
-from workers.evaluation.report import comparison_table, contact_sheet, truth_table
+from workers.evaluation.report import best_of_table, comparison_table, contact_sheet, truth_table
 from workers.networks import Networks, hold_embedded_prior, load_networks
 from workers.weights import REWARD_NAMES, load_reward
 
@@ -154,6 +154,8 @@ def main() -> None:
             *sorted(key for key in lines[0] if key.startswith("score:")),
         ]
         text += "\n\n" + comparison_table(lines, arms[0].name, [arm.name for arm in arms[1:]], numbers)
+    if arguments.seeds > 1:
+        text += "\n\n" + best_of_table(lines, REWARD_NAMES[0], ["right", "f_score", "silhouette_iou"])
     print(text)
     name = arguments.suite
     contact_sheet(lines, arguments.folder).save(arguments.folder / f"{name}.png")

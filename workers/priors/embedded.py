@@ -269,8 +269,11 @@ def load_embedded_prior(weights: Path) -> EmbeddedPrior:
     if "embedded_prior" not in metadata:
         raise ValueError(f"{weights.name} is no embedded prior: its metadata has no key 'embedded_prior'")
     prior = EmbeddedPrior(EmbeddedConfig(**json.loads(metadata["embedded_prior"])))
-    if unmatched := sorted(set(prior.state_dict()) ^ set(tensors)):
-        raise ValueError(f"{weights.name} does not fit the embedded prior: unmatched tensor {unmatched[0]!r}")
+    own = {name: tensor.shape for name, tensor in prior.state_dict().items()}
+    if unmatched := sorted(own.items() ^ {name: tensor.shape for name, tensor in tensors.items()}.items()):
+        raise ValueError(
+            f"{weights.name} does not fit the embedded prior: missing, unknown or misshapen tensor {unmatched[0][0]!r}"
+        )
     prior.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     prior.sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     return prior.eval().requires_grad_(False)

@@ -134,3 +134,6 @@ def test_damaged_and_foreign_weights_are_refused_by_file_and_key(tmp_path: Path)
     safetensors.torch.save_file(tensors, lacking, metadata)
     with pytest.raises(ValueError, match=r"lacking\.safetensors .* 'unet\.last\.weight'"):
         load_embedded_prior(lacking)
+    safetensors.torch.save_file(tensors | {"unet.last.weight": torch.zeros(2)}, lacking, metadata)
+    with pytest.raises(ValueError, match=r"misshapen tensor 'unet\.last\.weight'"):
+        load_embedded_prior(lacking)

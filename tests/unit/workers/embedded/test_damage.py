@@ -1,11 +1,11 @@
-"""Damage hurts at least one view of every object, and nothing else."""
+"""Damage hurts nearly every object, tells which views it hurt, and touches nothing else."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from workers.embedded.damage import damaged, weathered
+from workers.embedded.damage import VISIBLE, damaged, weathered
 
 
 def balls(count: int, views: int) -> torch.Tensor:
@@ -18,15 +18,16 @@ def balls(count: int, views: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("views", [1, 4])
-def test_every_object_is_hurt_and_the_originals_are_left_alone(views: int) -> None:
+def test_objects_are_hurt_where_it_says_and_the_originals_are_left_alone(views: int) -> None:
     latents = balls(64, views)
     latents[:, :, :, :10] *= 0.5  # up and down differ
     before = latents.clone()
-    hurt = damaged(latents, torch.Generator().manual_seed(0))
+    worse, hurt = damaged(latents, torch.Generator().manual_seed(0))
     assert torch.equal(latents, before)
-    changed = (hurt - latents).abs().amax((2, 3, 4)) > 1e-3
-    assert changed.any(1).float().mean() > 0.95  # a foreign view may look the same
-    assert hurt.abs().max() <= 1
+    change = (worse - latents).abs().amax((2, 3, 4))
+    assert (change[~hurt] <= VISIBLE).all(), "what is called sound looks as it did"
+    assert hurt.any(1).float().mean() > 0.9, "few patches miss the object"
+    assert worse.abs().max() <= 1
 
 
 def test_weathered_pictures_stay_pictures() -> None:

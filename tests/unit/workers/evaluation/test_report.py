@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workers.evaluation.report import comparison_table, contact_sheet, interval, truth_table
+from workers.evaluation.report import (
+    best_of_table,
+    comparison_table,
+    contact_sheet,
+    interval,
+    truth_table,
+)
 
 
 def line(arm: str, prompt: str, seed: int, iou: float, *, right: bool = True) -> dict[str, Any]:
@@ -62,6 +68,20 @@ def test_a_gain_is_shown_and_noise_is_not() -> None:
 def test_only_cases_that_both_arms_made_are_compared() -> None:
     lines = [line("sds", "a", 0, 0.5), line("dpo", "a", 0, 0.6), line("dpo", "b", 0, 0.9)]
     assert cells(comparison_table(lines, "sds", ["dpo"], ["silhouette_iou"]))[5] == "1"
+
+
+@pytest.mark.parametrize(("trust", "gain"), [(1.0, 0.1), (-1.0, -0.1)])
+def test_best_of_seeds_gains_what_the_reward_knows(trust: float, gain: float) -> None:
+    lines = [
+        line("sds", f"prompt {number}", seed, 0.8 + 0.1 * (seed - 1))
+        for number in range(9)
+        for seed in range(3)
+    ]
+    for one in lines:
+        one["score:judge"] = trust * one["f_score"]
+    _, _, mean, bounds, prompts = cells(best_of_table(lines, "judge", ["f_score"]))
+    assert float(mean) == pytest.approx(gain)
+    assert (bounds, prompts) == (f"{gain:+.4f} … {gain:+.4f}", "9")
 
 
 def test_the_truth_table_tells_mean_and_least_over_prompts() -> None:
