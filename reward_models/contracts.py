@@ -9,7 +9,7 @@ A reward sees tensors and strings, never jobs. It is called from several places 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,15 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["VIEW_SUFFIXES", "RewardCard", "RewardModel", "ViewPrompt", "score_and_gradient"]
+__all__ = [
+    "VIEW_SUFFIXES",
+    "PosedViews",
+    "RewardCard",
+    "RewardModel",
+    "ViewPrompt",
+    "ViewsReward",
+    "score_and_gradient",
+]
 
 VIEW_SUFFIXES = {
     "side": ", side view",
@@ -87,6 +95,32 @@ class RewardModel(Protocol):
         Returns values, (G, V) or (G, 1), higher is better, and d values.sum() / d images, (G, V, 3, H, W),
         which is zero in the rows that `wants_gradient` (G,) bool does not name. Both are detached.
         """
+        ...
+
+
+class PosedViews(NamedTuple):
+    """Renders of G objects with their geometry, in the space of glTF (+Y up, cameras look along their own −Z)."""
+
+    rgb: Tensor
+    """(G, V, 3, H, W) in [0, 1], premultiplied by `opacity`, without a background."""
+    opacity: Tensor
+    """(G, V, 1, H, W) accumulated alpha in [0, 1]."""
+    depth: Tensor
+    """(G, V, 1, H, W) distance from the camera along the ray, times alpha: Σ w t, 0 where nothing is hit."""
+    c2w: Tensor
+    """(G, V, 4, 4) camera-to-world matrices."""
+    fov_y_deg: Tensor
+    """(G, V) vertical field of view, degrees; pixels are square, the principal point is the center."""
+
+
+class ViewsReward(Protocol):
+    """A reward that needs more than pictures: it is asked with the renders of a field, not with a prior's images."""
+
+    @property
+    def card(self) -> RewardCard: ...
+
+    def score_views(self, views: PosedViews) -> Tensor:
+        """Score the views of G objects: (G, 1), higher is better, detached."""
         ...
 
 

@@ -22,8 +22,6 @@ CASES: dict[str, Adapter] = {name: adapter for module in _MODULES for name, adap
 assert len(CASES) == sum(len(module.CASES) for module in _MODULES), "two adapters answer the same case"
 
 NOT_YET = (
-    # the multimodal judge
-    "lmm_yes_count",
     # learning and evaluation
     "gpteval3d_elo",
     "pickscore_loss",

@@ -17,6 +17,7 @@ from reward_models.contracts import score_and_gradient
 from reward_models.freeze import frozen_names
 from reward_models.image_reward import ImageReward
 from reward_models.linear_head import LinearHead
+from reward_models.multimodal_formats import count_yes_lines
 from reward_models.picture_reward import PictureReward, Texts
 from reward_models.preference_loss import preference_loss, prefers_rightly
 from reward_models.preprocess import picture_tensor, prepare_images, prepare_picture
@@ -49,7 +50,7 @@ def imagereward(case: Case, tensors: Tensors) -> dict[str, Any]:
         "out.grad_pixel_values": gradient[:, 0],
         "out.pair_rewards": pairs,
         "out.pair_loss": preference_loss(pairs, first)[None],
-        "out.pair_acc": prefers_rightly(pairs, first)[None],
+        "out.pair_acc": prefers_rightly(pairs, first).float().mean()[None],
     }
 
 
@@ -209,6 +210,10 @@ def freeze(case: Case, tensors: Tensors) -> dict[str, Any]:
     return {"frozen": frozen, "n_frozen": len(frozen)}
 
 
+def lmm_yes_count(case: Case, tensors: Tensors) -> dict[str, Any]:
+    return {"rows.*.score": [count_yes_lines(row["response"]) for row in case["rows"]]}
+
+
 def _blip_reward(kind: type[Reward], case: Case, tensors: Tensors) -> Reward:
     c = case["config"]
     config = BlipConfig(
@@ -277,4 +282,5 @@ CASES: dict[str, Adapter] = {
     "preprocess": preprocess,
     "reward_preprocess": reward_preprocess,
     "freeze_fixrate": freeze,
+    "lmm_yes_count": lmm_yes_count,
 }
