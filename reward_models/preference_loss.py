@@ -24,7 +24,7 @@ def preference_loss(scores: Tensor, preferred: Tensor) -> Tensor:
 
 @torch.no_grad()
 def prefers_rightly(scores: Tensor, preferred: Tensor) -> Tensor:
-    """Share of N prompts whose preferred candidate scores above all others, a scalar; a tie is wrong."""
+    """Tell for each of N prompts whether its preferred candidate scores above all others, (N,) bool; a tie is wrong."""
     of_preferred = scores.gather(1, preferred[:, None])
     others = scores.scatter(1, preferred[:, None], -torch.inf)
-    return (of_preferred > others).all(1).float().mean()
+    return (of_preferred > others).all(1)
