@@ -1,20 +1,21 @@
 """One reward network for all workers of a machine: a Ray actor that batches over scenes and workers.
 
-`MicroBatcher` is the logic, plain asyncio. `RewardActor` only builds one (Ray runs its coroutines),
-`RemoteReward` is what a worker holds. An autograd graph does not cross processes, so the actor answers
-with the scores *and* d score / d image, and everything travels as float32 arrays.
+`RewardActor` holds the network and a `MicroBatcher` (Ray runs its coroutines), `RemoteReward` is what a worker
+holds. An autograd graph does not cross processes, so the actor answers with the scores *and* d score / d image.
+Float64 images travel and are answered in float64; all others in at most float32, and are answered in float32.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
+import contextlib
+import math
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from reward_models.batching import Answer, Array, Call, DeadlinePassed, MicroBatcher, Precision, RewardBusy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,232 +24,113 @@ if TYPE_CHECKING:
 
     from reward_models.contracts import RewardCard, RewardModel
 
-__all__ = ["MicroBatcher", "RemoteReward", "RewardActor", "RewardBusy", "RewardUnavailable"]
+__all__ = [
+    "RemoteReward",
+    "RewardActor",
+    "RewardOptions",
+    "RewardUnavailable",
+    "load_ready",
+    "pack",
+    "ready_card",
+]
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-PATIENCE_SHARE = 0.5
-"""A request waits for company at most this share of its caller's own step. With one half, two callers of
-equal speed always meet: of the two gaps between their requests, one is at most half a step."""
-PATIENCE_MAX_S = 0.25
 RETRY_DELAYS_S = (0.5, 2.0, 5.0)
-"""Ray restarts a dead actor in about 2 s, to which loading the network comes."""
-
-
-class RewardBusy(RuntimeError):
-    """The queue of a reward is full: workers ask faster than it can answer."""
+RESTART_S = 15.0
+"""What a restarted actor may take before each retry: Ray needs about 2 s, to which loading the network comes. With all
+delays less than a minute, after which an optimization counts as stalled."""
+READY_POLL_S = 0.25
+WARM_VIEWS, WARM_PX = 4, 256
+"""Pictures of the dummy batch: as many and as large as published priors draw."""
+_OUTCOMES: dict[type[BaseException], str] = {
+    RewardBusy: "refused",
+    DeadlinePassed: "late",
+    asyncio.CancelledError: "given_up",
+}
+_ROWS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
+_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
 
 
 class RewardUnavailable(RuntimeError):
     """A shared reward did not answer, also not after retries: the attempt fails and may be tried again."""
 
 
-@dataclass(slots=True)
-class _Request:
-    images: Array
-    prompts: list[str]
-    wants_gradient: Array
-    num_scenes: int
-    caller: str
-    asked_at: float
-    answer: asyncio.Future[tuple[Array, Array | None]]
+@dataclass(frozen=True, slots=True)
+class RewardOptions:
+    """How an actor holds its reward."""
+
+    num_threads: int = 1
+    """CPU threads of torch."""
+    gpu_share: float = 0.0
+    """Share of one GPU: what Ray reserves (`num_gpus`) and, since Ray limits no memory, the most of its memory
+    that this process may take. 0 stays on the CPU; without a GPU the CPU is used anyway."""
+    precision: Precision = "float32"
+    """What a GPU computes in (see `MicroBatcher`); a CPU computes in float32, which is faster there."""
+    max_rows: int = 64
+    """Objects in one call of the network."""
+    max_waiting: int = 256
+    """Requests that may wait; more are refused with `RewardBusy`."""
 
 
-@dataclass(slots=True)
-class _Caller:
-    """The rhythm of one worker: when it got its last answer, and how long it usually takes to ask again."""
+def load_ready(load: Callable[[], RewardModel], options: RewardOptions) -> tuple[RewardModel, str]:
+    """Load a reward onto its device and let it answer one dummy batch; the model, and that device.
 
-    waiting: int = 0
-    answered_at: float | None = None
-    think_s: float | None = None
-
-    def asks(self, now: float) -> None:
-        self.waiting += 1
-        if self.answered_at is not None:
-            think_s = now - self.answered_at
-            self.think_s = think_s if self.think_s is None else 0.5 * (self.think_s + think_s)
-
-    def patience_s(self) -> float:
-        return 0.0 if self.think_s is None else min(PATIENCE_SHARE * self.think_s, PATIENCE_MAX_S)
-
-    def is_due(self, now: float, until: float) -> bool:
-        """Whether this caller should ask again before `until`; one that is long overdue has left."""
-        if self.waiting or self.answered_at is None or self.think_s is None:
-            return False
-        due = self.answered_at + self.think_s
-        return now - self.patience_s() <= due <= until
-
-
-@dataclass(slots=True)
-class _Counters:
-    calls: int = 0
-    rows: int = 0
-    failures: int = 0
-    model_s: float = 0.0
-    latency_s: float = 0.0
-    requests: int = 0
-    scenes_per_call: collections.Counter[int] = field(default_factory=collections.Counter)
-    callers_per_call: collections.Counter[int] = field(default_factory=collections.Counter)
-
-
-class MicroBatcher:
-    """Collect score requests of many callers into few calls of one network.
-
-    A request waits a little for callers who are about to ask too (see `PATIENCE_SHARE`), never for one who
-    is gone. The network runs in a thread, so that requests arrive meanwhile. A call that fails is repeated
-    request by request: only the guilty one gets the exception.
+    So memory, kernels and lazy imports are in place before anybody waits for them, and a model that cannot answer
+    is found out now: raises ValueError.
     """
+    import torch  # here, so that whoever only starts the actor need not have it
 
-    def __init__(self, model: RewardModel, *, max_rows: int = 64, max_waiting: int = 256) -> None:
-        self._model = model
-        self._max_rows = max_rows
-        self._max_waiting = max_waiting
-        self._waiting: list[_Request] = []
-        self._callers: collections.defaultdict[str, _Caller] = collections.defaultdict(_Caller)
-        self._arrival = asyncio.Event()
-        self._server: asyncio.Task[None] | None = None
-        self._counters = _Counters()
-
-    async def score(
-        self, images: Array, prompts: list[str], wants_gradient: Array, num_scenes: int, caller: str
-    ) -> tuple[Array, Array | None]:
-        """Score (G, V, 3, H, W) images in [0, 1]: values, and their gradient unless no row wants one.
-
-        `num_scenes` says how many scenes the rows belong to, `caller` which worker asks. Raises `RewardBusy`
-        when too many requests wait, and whatever the network raises for these rows.
-        """
-        if len(self._waiting) >= self._max_waiting:
-            raise RewardBusy(
-                f"{len(self._waiting)} requests wait for this reward, no more are taken. Try again later."
-            )
-        if self._server is None or self._server.done():
-            self._server = asyncio.create_task(self._serve())
-        now = time.monotonic()
-        self._callers[caller].asks(now)
-        answer: asyncio.Future[tuple[Array, Array | None]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Request(images, prompts, wants_gradient, num_scenes, caller, now, answer))
-        self._arrival.set()
-        return await answer
-
-    def stats(self) -> dict[str, Any]:
-        """Count what happened so far: calls of the network, scenes and callers per call, times in seconds."""
-        c = self._counters
-        return {
-            "calls": c.calls,
-            "rows": c.rows,
-            "requests": c.requests,
-            "failures": c.failures,
-            "waiting": len(self._waiting),
-            "model_s": c.model_s,
-            "latency_s": c.latency_s,
-            "scenes_per_call": dict(c.scenes_per_call),
-            "callers_per_call": dict(c.callers_per_call),
-        }
-
-    async def _serve(self) -> None:
-        while True:
-            while not self._waiting:
-                self._arrival.clear()
-                await self._arrival.wait()
-            await self._gather_company()
-            await self._answer(self._take_batch())
-
-    async def _gather_company(self) -> None:
-        """Wait as long as a caller who is not here yet is expected within the patience of those who are."""
-        while True:
-            now = time.monotonic()
-            until = min(
-                request.asked_at + self._callers[request.caller].patience_s() for request in self._waiting
-            )
-            if until <= now or not any(caller.is_due(now, until) for caller in self._callers.values()):
-                return
-            self._arrival.clear()
-            try:
-                await asyncio.wait_for(self._arrival.wait(), until - now)
-            except TimeoutError:
-                return
-
-    def _take_batch(self) -> list[_Request]:
-        """Take the oldest request and all that fit beside it: images of one size, `max_rows` at most."""
-        shape, rows = self._waiting[0].images.shape[1:], 0
-        taken: list[_Request] = []
-        left: list[_Request] = []
-        for request in self._waiting:
-            fits = request.images.shape[1:] == shape and (
-                not taken or rows + len(request.images) <= self._max_rows
-            )
-            (taken if fits else left).append(request)
-            rows += len(request.images) if fits else 0
-        self._waiting = left
-        return taken
-
-    async def _answer(self, batch: list[_Request]) -> None:
-        try:
-            answers = await asyncio.to_thread(self._run, batch)
-        except Exception as error:
-            if len(batch) > 1:
-                for request in batch:
-                    await self._answer([request])
-                return
-            self._counters.failures += 1
-            self._finish(batch[0])
-            if not batch[0].answer.done():
-                batch[0].answer.set_exception(error)
-            return
-        for request, answer in zip(batch, answers, strict=True):
-            self._finish(request)
-            if not request.answer.done():  # its caller may have gone
-                request.answer.set_result(answer)
-
-    def _finish(self, request: _Request) -> None:
-        now, caller = time.monotonic(), self._callers[request.caller]
-        caller.waiting -= 1
-        caller.answered_at = now
-        self._counters.requests += 1
-        self._counters.latency_s += now - request.asked_at
-        gone = [
-            name for name, c in self._callers.items() if not c.waiting and now - (c.answered_at or now) > 60
-        ]
-        for name in gone:
-            del self._callers[name]
-
-    def _run(self, batch: list[_Request]) -> list[tuple[Array, Array | None]]:
-        import torch
-
-        started = time.monotonic()
-        images = torch.from_numpy(np.concatenate([request.images for request in batch]))
-        wants = torch.from_numpy(np.concatenate([request.wants_gradient for request in batch]))
-        prompts = [prompt for request in batch for prompt in request.prompts]
-        values, gradient = self._model.score_batch(images, prompts, wants)
-        answers: list[tuple[Array, Array | None]] = []
-        row = 0
-        for request in batch:
-            rows = slice(row, row := row + len(request.images))
-            wanted = bool(request.wants_gradient.any())
-            # Copies: a view would send the whole batch to each caller.
-            answers.append((values[rows].numpy().copy(), gradient[rows].numpy().copy() if wanted else None))
-        self._counters.calls += 1
-        self._counters.rows += len(images)
-        self._counters.scenes_per_call[sum(request.num_scenes for request in batch)] += 1
-        self._counters.callers_per_call[len({request.caller for request in batch})] += 1
-        self._counters.model_s += time.monotonic() - started
-        return answers
+    torch.set_num_threads(options.num_threads)
+    device = "cuda" if options.gpu_share and torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(options.gpu_share)
+    model = load()
+    if device == "cuda":
+        assert isinstance(model, torch.nn.Module), f"{model.card.name} cannot move to a GPU"
+        model.to(device)
+    gray = torch.full((1, model.card.views or WARM_VIEWS, 3, WARM_PX, WARM_PX), 0.5, device=device)
+    values, _ = model.score_batch(gray, ["a red cube"], torch.tensor([model.card.differentiable]))
+    if not bool(values.isfinite().all()):
+        raise ValueError(
+            f"reward '{model.card.name}' scores a gray picture with {values.flatten().tolist()}, expected finite "
+            "numbers; its weights are damaged or do not fit"
+        )
+    return model, device
 
 
 class RewardActor:
-    """Hold one reward network as a Ray actor: `ray.remote(RewardActor).options(max_restarts=-1, …)`."""
+    """Hold one reward network as a Ray actor: `ray.remote(RewardActor).options(max_restarts=-1, …)`.
 
-    def __init__(self, load: Callable[[], RewardModel], num_threads: int) -> None:
-        import torch  # here, so that whoever only starts the actor need not have it
+    It answers nothing before its network is warm.
+    """
 
-        torch.set_num_threads(num_threads)
-        self._model = load()
-        self._batcher = MicroBatcher(self._model)
+    def __init__(self, load: Callable[[], RewardModel], options: RewardOptions) -> None:
+        self._model, device = load_ready(load, options)
+        self._meters = _Meters(self._model.card.name)
+        self._batcher = MicroBatcher(
+            self._model,
+            max_rows=options.max_rows,
+            max_waiting=options.max_waiting,
+            device=device,
+            precision=options.precision if device == "cuda" else "float32",
+            watch=self._meters.observe,
+        )
 
     async def score(
-        self, images: Array, prompts: list[str], wants_gradient: Array, num_scenes: int, caller: str
-    ) -> tuple[Array, Array | None]:
-        return await self._batcher.score(images, prompts, wants_gradient, num_scenes, caller)
+        self,
+        images: Array,
+        prompts: list[str],
+        wants_gradient: Array,
+        num_scenes: int,
+        caller: str,
+        timeout_s: float,
+    ) -> Answer:
+        try:
+            answer = await self._batcher.score(images, prompts, wants_gradient, num_scenes, caller, timeout_s)
+        except BaseException as error:
+            self._meters.count(_OUTCOMES.get(type(error), "failed"), self._batcher.num_waiting)
+            raise
+        self._meters.count("answered", self._batcher.num_waiting)
+        return answer
 
     async def card(self) -> RewardCard:
         return self._model.card
@@ -257,14 +139,51 @@ class RewardActor:
         return {"pid": os.getpid(), **self._batcher.stats()}
 
 
+class _Meters:
+    """What only this process knows, by Ray's exporter (which puts `ray_` before each name)."""
+
+    def __init__(self, reward: str) -> None:
+        from ray.util.metrics import Counter, Gauge, Histogram
+
+        def histogram(name: str, about: str, bounds: list[float]) -> Histogram:
+            made = Histogram(f"dreamserve_reward_{name}", about, boundaries=bounds, tag_keys=("reward",))
+            made.set_default_tags({"reward": reward})
+            return made
+
+        self._rows = histogram("batch_size", "Objects in one call of a shared reward.", _ROWS)
+        self._wait = histogram("wait_seconds", "Time a request waited for its call.", _SECONDS)
+        self._latency = histogram("latency_seconds", "Time from a request to its answer.", _SECONDS)
+        self._model = histogram("model_seconds", "Time of one call of the network.", _SECONDS)
+        self._waiting = Gauge(
+            "dreamserve_reward_queue_depth", "Requests that wait for a shared reward.", tag_keys=("reward",)
+        )
+        self._requests = Counter(
+            "dreamserve_reward_requests", "Requests, by outcome.", tag_keys=("reward", "outcome")
+        )
+        self._waiting.set_default_tags({"reward": reward})
+        self._requests.set_default_tags({"reward": reward})
+
+    def observe(self, call: Call) -> None:
+        self._rows.observe(call.rows)
+        self._model.observe(call.model_s)
+        for wait_s, latency_s in zip(call.waits_s, call.latencies_s, strict=True):
+            self._wait.observe(wait_s)
+            self._latency.observe(latency_s)
+
+    def count(self, outcome: str, waiting: int) -> None:
+        self._requests.inc(tags={"outcome": outcome})
+        self._waiting.set(waiting)
+
+
 class RemoteReward:
     """Ask a `RewardActor` as if it were the network itself.
 
-    Safe to use from several threads. A restarted actor is asked again after each of `RETRY_DELAYS_S`; then
-    `RewardUnavailable` is raised.
+    Safe to use from several threads. An actor that died or is busy is asked again after each of `RETRY_DELAYS_S`, when
+    it is ready; then `RewardUnavailable` is raised.
     """
 
     def __init__(self, handle: Any, card: RewardCard, caller: str, timeout_s: float = 60.0) -> None:
+        """`timeout_s` bounds each try; what did not begin by then is not computed any more."""
         self._handle = handle
         self._caller = caller
         self._timeout_s = timeout_s
@@ -273,27 +192,31 @@ class RemoteReward:
     def score_batch(
         self, images: Tensor, prompts: list[str], wants_gradient: Tensor, num_scenes: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Answer as `RewardModel.score_batch` does, on the device of `images`; no gradient flows through."""
+        """Answer as `RewardModel.score_batch` does, on the device of `images`; no gradient flows through.
+
+        In float64 for float64 images, else in float32: a gradient of 16 bits would vanish on its way.
+        """
         import torch
 
-        pictures = images.detach().float().cpu().numpy()
-        values, gradient = self._ask(pictures, prompts, wants_gradient.cpu().numpy(), num_scenes)
+        values, gradient = self._ask(pack(images), prompts, wants_gradient.cpu().numpy(), num_scenes)
         # Arrays from Ray's object store are read-only, and shared: copy.
         values_GV = torch.from_numpy(values.copy()).to(images.device)
         if gradient is None:
-            return values_GV, torch.zeros_like(images)
+            return values_GV, torch.zeros_like(images, dtype=values_GV.dtype)
         return values_GV, torch.from_numpy(gradient.copy()).to(images.device)
 
-    def _ask(self, *message: Any) -> tuple[Array, Array | None]:
+    def _ask(self, *message: Any) -> Answer:
         import ray
         from ray.exceptions import GetTimeoutError, RayActorError
 
         for delay_s in (*RETRY_DELAYS_S, None):
+            reference = self._handle.score.remote(*message, self._caller, self._timeout_s)
             try:
-                reference = self._handle.score.remote(*message, self._caller)
-                answer: tuple[Array, Array | None] = ray.get(reference, timeout=self._timeout_s)
+                answer: Answer = ray.get(reference, timeout=self._timeout_s)
                 return answer
-            except (RayActorError, GetTimeoutError, RewardBusy) as error:
+            except (RayActorError, GetTimeoutError, DeadlinePassed, RewardBusy) as error:
+                if isinstance(error, GetTimeoutError):
+                    ray.cancel(reference)  # nobody waits for it any more
                 if delay_s is None:
                     raise RewardUnavailable(
                         f"The shared reward '{self.card.name}' did not answer, also not after "
@@ -301,4 +224,38 @@ class RemoteReward:
                         "Look at its log, or set the reward's placement to 'local'."
                     ) from error
             time.sleep(delay_s)
+            with contextlib.suppress(RayActorError, GetTimeoutError):
+                ready_card(self._handle, RESTART_S)
         raise AssertionError("unreachable")
+
+
+def ready_card(handle: Any, timeout_s: float = math.inf) -> RewardCard:
+    """Wait until a `RewardActor` is ready, also while it is restarting; its card.
+
+    Raises Ray's `ActorUnavailableError` or `GetTimeoutError` when it is not in time, `RayActorError` when it died.
+    """
+    import ray
+    from ray.exceptions import ActorUnavailableError
+
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = max(0.0, deadline - time.monotonic())
+        try:
+            card: RewardCard = ray.get(handle.card.remote(), timeout=None if math.isinf(left_s) else left_s)
+            return card
+        except ActorUnavailableError:  # at once, while it is restarting
+            if left_s <= READY_POLL_S:
+                raise
+        time.sleep(READY_POLL_S)
+
+
+def pack(images: Tensor) -> Array:
+    """Turn images into an array for the way, with every digit they have.
+
+    Float16 stays, as half the bytes; bfloat16, which NumPy does not know, becomes float32.
+    """
+    import torch
+
+    dtype = torch.float32 if images.dtype is torch.bfloat16 else images.dtype
+    array: Array = images.detach().to(dtype).cpu().numpy()
+    return array

@@ -34,6 +34,7 @@ __all__ = [
     "build_worker",
     "reward_actor_name",
     "start_pool",
+    "start_reward",
 ]
 
 log = logging.getLogger(__name__)
@@ -94,13 +95,13 @@ class WorkerActor:
 
 def remote_rewards(caller: str) -> dict[str, RemoteReward]:
     """Find the shared reward actors of this cluster."""
-    from reward_models.actor import RemoteReward
+    from reward_models.actor import RemoteReward, ready_card
     from workers.weights import REWARD_NAMES
 
     found = {}
     for name in REWARD_NAMES:
         handle: Any = ray.get_actor(reward_actor_name(name), namespace=NAMESPACE)
-        found[name] = RemoteReward(handle, ray.get(handle.card.remote()), caller)
+        found[name] = RemoteReward(handle, ready_card(handle), caller)
     return found
 
 
@@ -304,22 +305,32 @@ def _living_workers() -> list[_RayWorker]:
     ]
 
 
+def start_reward(settings: Settings, name: str) -> Any:
+    """Start the shared actor of a reward on the connected cluster, which restarts it for ever; its handle."""
+    from reward_models.actor import RewardActor, RewardOptions
+    from workers.weights import load_reward
+
+    options = RewardOptions(gpu_share=settings.reward_gpu_share, precision=settings.reward_precision)
+    actor = ray.remote(RewardActor).options(
+        name=reward_actor_name(name),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        num_cpus=0.1,
+        num_gpus=settings.reward_gpu_share,
+        max_restarts=-1,
+        max_task_retries=0,
+        max_concurrency=1_000,
+    )
+    return actor.remote(functools.partial(load_reward, name, settings.weights_folder), options)
+
+
 def start_pool(settings: Settings) -> Any:
     """Start the shared rewards and the scaler on the connected cluster; the scaler's handle."""
-    from reward_models.actor import RewardActor
-    from workers.weights import REWARD_NAMES, load_reward
+    from workers.weights import REWARD_NAMES
 
     if settings.reward_placement == "actor":
         for name in REWARD_NAMES:
-            ray.remote(RewardActor).options(
-                name=reward_actor_name(name),
-                namespace=NAMESPACE,
-                lifetime="detached",
-                num_cpus=0.1,
-                max_restarts=-1,
-                max_task_retries=0,
-                max_concurrency=1_000,
-            ).remote(functools.partial(load_reward, name), 1)
+            start_reward(settings, name)
     scaler = ray.remote(PoolScaler).options(
         name="pool-scaler",
         namespace=NAMESPACE,

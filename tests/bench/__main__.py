@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.bench import engine, throughput
+from tests.bench import engine, reward_actor, throughput
 
-results = {name: round(value, 4) for part in (engine, throughput) for name, value in part.measure().items()}
+results = {
+    name: round(value, 4)
+    for part in (engine, throughput, reward_actor)
+    for name, value in part.measure().items()
+}
 Path("build").mkdir(exist_ok=True)
 Path("build/bench.json").write_text(json.dumps(results, indent=1) + "\n")
 print(json.dumps(results, indent=1))

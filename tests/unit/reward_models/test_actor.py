@@ -1,189 +1,65 @@
-"""The micro-batcher of shared rewards, with a tiny real reward and a real event loop."""
+"""How an actor gets its reward ready, and what travels to it; the actor itself is tested on Ray in tests/cluster."""
 
 from __future__ import annotations
-
-import asyncio
-import threading
 
 import numpy as np
 import pytest
 import torch
 
-from reward_models.actor import MicroBatcher, RewardBusy
+from reward_models.actor import RewardOptions, load_ready, pack
 from reward_models.contracts import RewardCard, score_and_gradient
 
-CARD = RewardCard(
-    name="redness",
-    value_range=(-1.0, 1.0),
-    scale="mean red minus mean blue",
-    views=None,
-    uses_prompt=True,
-    differentiable=True,
-    license="Apache-2.0",
-    weights_sha256=None,
-)
 
+class Brightness(torch.nn.Module):
+    """The mean of all pixels, as often as it was asked, times a weight."""
 
-class Redness(torch.nn.Module):
-    """Red minus blue, weighted by the length of the prompt; refuses the prompt 'poison'."""
-
-    card = CARD
-
-    def __init__(self) -> None:
+    def __init__(self, weight: float = 1.0, views: int | None = None) -> None:
         super().__init__()
-        self.rows_per_call: list[int] = []
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        if "poison" in prompts:
-            raise ValueError("poison")
-        weight = torch.tensor([float(len(prompt)) for prompt in prompts])
-        red, _, blue = images.square().mean((-1, -2)).unbind(-1)
-        return weight[:, None] * (red - blue)
+        self.weight = weight
+        self.asked: list[tuple[int, ...]] = []
+        self.card = RewardCard(
+            name="brightness",
+            value_range=None,
+            scale="mean",
+            views=views,
+            uses_prompt=False,
+            differentiable=True,
+            license="Apache-2.0",
+            weights_sha256=None,
+        )
 
     def score_batch(self, images, prompts, wants_gradient):
-        self.gate.wait()
-        self.rows_per_call.append(len(images))
-        return score_and_gradient(self, images, prompts, wants_gradient)
+        self.asked.append(tuple(images.shape))
+
+        def score(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+            return self.weight * images.mean((-3, -2, -1))
+
+        return score_and_gradient(score, images, prompts, wants_gradient)
 
 
-def pictures(rows: int, seed: int = 0, px: int = 4) -> np.ndarray:
-    return np.random.default_rng(seed).random((rows, 2, 3, px, px), dtype=np.float32)
+@pytest.mark.parametrize(("views", "asked"), [(None, 4), (6, 6)])
+def test_a_reward_is_ready_when_it_has_answered_one_batch_of_its_size(views: int | None, asked: int) -> None:
+    model, device = load_ready(lambda: Brightness(views=views), RewardOptions())
+    assert device == "cpu"
+    assert model.asked == [(1, asked, 3, 256, 256)]
 
 
-def flags(*wants: bool) -> np.ndarray:
-    return np.array(wants)
+def test_a_reward_that_answers_no_number_is_never_ready() -> None:
+    with pytest.raises(ValueError, match=r"'brightness' scores a gray picture with.*expected finite"):
+        load_ready(lambda: Brightness(weight=float("nan")), RewardOptions())
 
 
-def test_gradient_is_that_of_the_sum_of_scores_and_zero_where_nobody_asked() -> None:
-    images = torch.from_numpy(pictures(3))
-    values, gradient = Redness().score_batch(images, ["a", "bb", "ccc"], torch.tensor([True, False, True]))
-    assert not values.requires_grad
-    expected = torch.zeros_like(images)
-    for row, weight in ((0, 1.0), (2, 3.0)):
-        expected[row, :, 0] = weight * 2 * images[row, :, 0] / 16
-        expected[row, :, 2] = -weight * 2 * images[row, :, 2] / 16
-    torch.testing.assert_close(gradient, expected)
-
-
-def test_requests_that_arrive_during_a_call_share_the_next_one_and_get_their_own_rows() -> None:
-    reward = Redness()
-
-    async def scenario() -> list[tuple[np.ndarray, np.ndarray | None]]:
-        batcher = MicroBatcher(reward)
-        reward.gate.clear()
-        first = asyncio.create_task(batcher.score(pictures(1), ["x"], flags(False), 1, "w0"))
-        await asyncio.sleep(0.01)  # the first call is in its thread now, held by the gate
-        rest = [
-            asyncio.create_task(
-                batcher.score(pictures(2, seed), ["a" * seed] * 2, flags(True, False), 1, f"w{seed}")
-            )
-            for seed in (1, 2, 3)
-        ]
-        await asyncio.sleep(0.01)
-        assert batcher.stats()["waiting"] == 3
-        reward.gate.set()
-        answers = [await first, *[await one for one in rest]]
-        assert batcher.stats()["scenes_per_call"] == {1: 1, 3: 1}
-        return answers
-
-    answers = asyncio.run(scenario())
-    assert reward.rows_per_call == [1, 6]
-    assert answers[0][1] is None, "nobody asked for a gradient"
-    for seed in (1, 2, 3):
-        images = torch.from_numpy(pictures(2, seed))
-        values, gradient = Redness().score_batch(images, ["a" * seed] * 2, torch.tensor([True, False]))
-        np.testing.assert_allclose(answers[seed][0], values.numpy(), rtol=1e-6)
-        np.testing.assert_allclose(answers[seed][1], gradient.numpy(), rtol=1e-6)
-
-
-def test_only_the_guilty_request_gets_the_exception() -> None:
-    reward = Redness()
-
-    async def scenario() -> list[object]:
-        batcher = MicroBatcher(reward)
-        reward.gate.clear()
-        tasks = [
-            asyncio.create_task(batcher.score(pictures(1), [prompt], flags(False), 1, prompt))
-            for prompt in ("good", "poison", "fine")
-        ]
-        await asyncio.sleep(0.01)
-        reward.gate.set()
-        return list(await asyncio.gather(*tasks, return_exceptions=True))
-
-    good, poison, fine = asyncio.run(scenario())
-    assert isinstance(poison, ValueError)
-    assert isinstance(good, tuple)
-    assert isinstance(fine, tuple)
-
-
-def test_a_full_queue_refuses() -> None:
-    reward = Redness()
-
-    async def scenario() -> None:
-        batcher = MicroBatcher(reward, max_waiting=1)
-        reward.gate.clear()
-        tasks = []
-        for _ in range(2):  # one in the call, one waiting
-            tasks.append(asyncio.create_task(batcher.score(pictures(1), ["x"], flags(False), 1, "w")))
-            await asyncio.sleep(0.01)
-        with pytest.raises(RewardBusy, match="Try again later"):
-            await batcher.score(pictures(1), ["x"], flags(False), 1, "w")
-        reward.gate.set()
-        await asyncio.gather(*tasks)
-
-    asyncio.run(scenario())
-
-
-def test_images_of_different_sizes_are_not_mixed() -> None:
-    reward = Redness()
-
-    async def scenario() -> None:
-        batcher = MicroBatcher(reward)
-        await asyncio.gather(
-            *(batcher.score(pictures(1, px=px), ["x"], flags(False), 1, f"{px}") for px in (4, 8, 4, 8))
-        )
-
-    asyncio.run(scenario())
-    assert reward.rows_per_call == [2, 2]
-
-
-@pytest.mark.parametrize("steps_s", [(0.04, 0.04), (0.04, 0.05)])
-def test_two_workers_that_start_apart_fall_into_step(steps_s: tuple[float, float]) -> None:
-    reward = Redness()
-
-    async def worker(batcher: MicroBatcher, name: str, delay_s: float, step_s: float) -> None:
-        await asyncio.sleep(delay_s)
-        for _ in range(20):
-            await batcher.score(pictures(1), ["x"], flags(False), 1, name)
-            await asyncio.sleep(step_s)
-
-    async def scenario() -> dict[int, int]:
-        batcher = MicroBatcher(reward)
-        await asyncio.gather(
-            worker(batcher, "a", 0.0, steps_s[0]), worker(batcher, "b", steps_s[1] / 2, steps_s[1])
-        )
-        return dict(batcher.stats()["scenes_per_call"])
-
-    scenes_per_call = asyncio.run(scenario())
-    assert scenes_per_call[2] > scenes_per_call[1]
-
-
-def test_a_caller_alone_never_waits_for_one_that_left() -> None:
-    reward = Redness()
-
-    async def scenario() -> float:
-        batcher = MicroBatcher(reward)
-        loop = asyncio.get_running_loop()
-        for _ in range(4):
-            await asyncio.gather(
-                *(batcher.score(pictures(1), ["x"], flags(False), 1, name) for name in ("stays", "leaves"))
-            )
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(0.05)
-        started = loop.time()
-        await batcher.score(pictures(1), ["x"], flags(False), 1, "stays")
-        return loop.time() - started
-
-    assert asyncio.run(scenario()) < 0.01 + 0.02
+@pytest.mark.parametrize(
+    ("dtype", "travels_as"),
+    [
+        (torch.float64, np.float64),
+        (torch.float32, np.float32),
+        (torch.float16, np.float16),
+        (torch.bfloat16, np.float32),
+    ],
+)
+def test_images_travel_without_losing_a_digit(dtype: torch.dtype, travels_as: type) -> None:
+    images = torch.rand(1, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    array = pack(images.requires_grad_())
+    assert array.dtype == travels_as
+    assert torch.equal(torch.from_numpy(array).to(dtype), images.detach())

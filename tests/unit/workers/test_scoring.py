@@ -1,0 +1,124 @@
+"""The two series of a job: what is scored at its checkpoints, and what happens when a reward cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from service.jobs.admission import admit
+from service.jobs.series import ScorePoint
+from tests.unit.service.jobs.job_samples import spec_of
+from tests.unit.workers.small_workers import CARD, Service, small_networks
+from workers.contracts import Ask, Scores
+from workers.networks import LoadedReward, Networks
+from workers.scoring import score_point
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+REFEREE = "embedded-alignment"
+
+
+class Referee:
+    """Finds the mean of all pixels good; may answer something else from one call on."""
+
+    name = REFEREE
+
+    def __init__(self, answer: Callable[[int], float] | None = None) -> None:
+        self.num_calls = 0
+        self._answer = answer
+
+    def score(self, images: torch.Tensor, prompts: list[str], wants_gradient: torch.Tensor) -> Ask[Scores]:
+        return Ask("score", self, self._score, (images, prompts, wants_gradient))
+
+    def _score(self, images: torch.Tensor, prompts: list[str], wants_gradient: torch.Tensor) -> Scores:
+        self.num_calls += 1
+        values = images.mean((-3, -2, -1))
+        if self._answer is not None:
+            values = torch.full_like(values, self._answer(self.num_calls))
+        return Scores(values, torch.zeros_like(images))
+
+
+def networks_with(referee: Referee) -> Networks:
+    networks = small_networks()
+    card = dataclasses.replace(CARD, name=REFEREE)
+    return dataclasses.replace(networks, rewards={**networks.rewards, REFEREE: LoadedReward(referee, card)})
+
+
+def finished(folder: Path, referee: Referee, interval_s: float = 0.1) -> dict[str, Any]:
+    """A job of one worker whose field is steered by a reward and watched by this referee."""
+    service, networks = Service(folder, checkpoint_interval_s=interval_s), networks_with(referee)
+    asked: dict[str, Any] = {
+        "prompt": "red",
+        "method": "dreamdpo",
+        "steps": 60,
+        "seed": 7,
+        "referee": REFEREE,
+    }
+    asked |= {"outputs": {"thumbnail": False}, "mesh": {"target_faces": 500, "texture_px": 64}}
+    document, _ = service.store.submit(admit(asked, networks.capabilities(), service.settings).spec)
+    (job,) = service.finish(document["id"], workers=(service.worker(load=lambda: networks),))
+    return job
+
+
+def test_each_checkpoint_and_the_end_are_scored_by_reward_and_referee(tmp_path: Path) -> None:
+    job = finished(tmp_path, Referee())
+    assert job["status"] == "succeeded", job["error"]
+    series = job["score_series"]
+    steps = [point["step"] for point in series]
+    assert len(steps) >= 2
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 60
+    for point in series:
+        assert (point["reward"]["name"], point["referee"]["name"]) == (CARD.name, REFEREE)
+    (candidate,) = job["result"]["candidates"]
+    assert series[-1]["reward"]["score"] == candidate["scores"][CARD.name]
+    assert series[-1]["referee"] == candidate["referee"]
+
+
+def test_scoring_checkpoints_changes_nothing_of_the_result(tmp_path: Path) -> None:
+    often, never = (
+        finished(tmp_path / name, Referee(), interval_s) for name, interval_s in (("a", 0.05), ("b", 3_600.0))
+    )
+    assert len(often["score_series"]) > len(never["score_series"]) == 1
+    fields = [job["result"]["provenance"]["field_sha256"] for job in (often, never)]
+    assert fields[0] == fields[1]
+
+
+@pytest.mark.parametrize("bad", ["raises", "nan"])
+def test_a_referee_that_fails_costs_the_series_and_a_warning_not_the_job(tmp_path: Path, bad: str) -> None:
+    def answer(number: int) -> float:
+        if number != 2:
+            return 0.5
+        if bad == "raises":
+            raise RuntimeError("the referee is gone")
+        return float("nan")
+
+    job = finished(tmp_path, Referee(answer), 0.05)
+    assert job["status"] == "succeeded", job["error"]
+    (warning,) = [one for one in job["warnings"] if one["code"] == "scores-missing"]
+    assert ("the referee is gone" if bad == "raises" else "answered nan") in warning["detail"]
+    assert len(job["score_series"]) == 2, "the first checkpoint, and the end"
+
+
+def test_a_point_holds_the_score_that_steered_and_that_of_the_referee() -> None:
+    spec = spec_of(method={"name": "dreamdpo", "judge": "embedded-multiview"})
+    candidate = {"scores": {"embedded-multiview": 0.8, "other": 9.0}, "referee": {"name": "r", "score": 0.1}}
+    assert score_point(5, candidate, spec) == ScorePoint(5, ("embedded-multiview", 0.8), ("r", 0.1))
+    assert score_point(5, {"scores": {}, "referee": None}, spec) == ScorePoint(5, None, None)
+
+
+def test_a_slow_referee_is_asked_seldom(tmp_path: Path) -> None:
+    def slow(number: int) -> float:
+        time.sleep(0.5)
+        return 0.5
+
+    referee = Referee(slow)
+    job = finished(tmp_path, referee, 0.01)
+    assert job["status"] == "succeeded", job["error"]
+    assert referee.num_calls == len(job["score_series"]) <= 3, "two checkpoints, and the end"
