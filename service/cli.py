@@ -59,6 +59,9 @@ JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="A job's id (job_â€
 Url = Annotated[str, typer.Option(help="Where the service answers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole job document on stdout.")]
 Method = Annotated[str | None, typer.Option(help="sds, dreamfl, dreamdpo, psd; GET /v1/methods lists them.")]
+Preset = Annotated[
+    str | None, typer.Option(help="A published experiment: mvdream-paper, dreamdpo-paper and others.")
+]
 Steps = Annotated[int | None, typer.Option(help="Optimization steps; overrides --effort.")]
 Effort = Annotated[str | None, typer.Option(help="preview, draft or full.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same object (one worker to itself).")]
@@ -73,6 +76,7 @@ def generate(
         Path, typer.Option("-o", "--output", help="The mesh: .glb, .obj, .ply or .stl.")
     ] = Path("out.glb"),
     picture: Annotated[Path | None, typer.Option(help="Also write a picture of it (.png).")] = None,
+    preset: Preset = None,
     method: Method = None,
     steps: Steps = None,
     effort: Effort = None,
@@ -88,7 +92,15 @@ def generate(
     """Make one object and write its mesh; starts a service for the while when none runs."""
     kind = _mesh_kind(output)
     _check_writable(output, picture)
-    fields = _request_fields(method, steps, effort, seed, negative_prompt, kind)
+    fields = _request_fields(
+        kind,
+        preset=preset,
+        method=method,
+        steps=steps,
+        effort=effort,
+        seed=seed,
+        negative_prompt=negative_prompt,
+    )
     with _explained_errors(), _service_at(url, data_dir) as client:
         job = client.generate(prompt, **fields)
         if not as_json:
@@ -104,6 +116,7 @@ def generate(
 @app.command()
 def submit(
     prompt: Prompt,
+    preset: Preset = None,
     method: Method = None,
     steps: Steps = None,
     effort: Effort = None,
@@ -113,8 +126,17 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit one job to a running service and print its id, without waiting."""
+    fields = _request_fields(
+        "glb",
+        preset=preset,
+        method=method,
+        steps=steps,
+        effort=effort,
+        seed=seed,
+        negative_prompt=negative_prompt,
+    )
     with _explained_errors(), Client(url) as client:
-        job = client.generate(prompt, **_request_fields(method, steps, effort, seed, negative_prompt, "glb"))
+        job = client.generate(prompt, **fields)
         for warning in job.document["warnings"]:
             _say(f"Warning: {printable(warning['detail'])}")
         if as_json:
@@ -243,22 +265,12 @@ def _follow(job: JobHandle, timeout_s: float | None, as_json: bool, *, embedded:
         raise JobFailedError(job)
 
 
-def _request_fields(
-    method: str | None,
-    steps: int | None,
-    effort: str | None,
-    seed: int | None,
-    negative_prompt: str | None,
-    kind: str,
-) -> dict[str, Any]:
+def _request_fields(kind: str, *, method: str | None, **others: Any) -> dict[str, Any]:
     """Collect the fields that the user set: what is left out is for the service to default."""
-    fields: dict[str, Any] = {
+    fields = {
         "method": None if method is None else {"name": method},
-        "steps": steps,
-        "effort": effort,
-        "seed": seed,
-        "negative_prompt": negative_prompt,
         "mesh": None if kind == "glb" else {"formats": ["glb", kind]},
+        **others,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -130,6 +130,15 @@ class _Families(Collector):
             "Age of the newest checkpoint of that running job where it is oldest.",
             now.oldest_checkpoint_s,
         )
+        divergence = GaugeMetricFamily(
+            "dreamserve_referee_divergence_ratio",
+            "Of earlier checkpoints that the reward finds worse than the newest, the share that the referee finds "
+            "better; the mean of jobs that run or ended within an hour: 0.5 is no relation, 1 is reward hacking.",
+            labels=["reward", "referee"],
+        )
+        for one in now.divergences:
+            divergence.add_metric([one.reward, one.referee], one.ratio)
+        yield divergence
 
     def _histogram(self, histogram: Histogram, about: str, labels: tuple[str, ...]) -> Metric:
         family = HistogramMetricFamily(f"dreamserve_{histogram}", about, labels=labels)

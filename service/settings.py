@@ -31,6 +31,12 @@ class Settings(BaseSettings):
         None,
         description="Endpoint that clients reach, for presigned URLs; default: the same as the service's.",
     )
+    weights_folder: Path = Field(
+        Path(), description="Folder of imported checkpoints; default: weights in the data folder."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where published networks run; auto: on a GPU if there is one."
+    )
     presign_s: int = Field(300, ge=1, le=900, description="Life of a presigned download URL, seconds.")
     auth: Literal["on", "off"] | None = Field(None, description="Default: on unless bound to loopback.")
 
@@ -41,6 +47,15 @@ class Settings(BaseSettings):
     )
     reward_placement: Literal["local", "actor"] = Field(
         "actor", description="Rewards inside each worker, or in shared actors that batch over workers."
+    )
+    reward_gpu_share: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Share of one GPU, and of its memory, for each shared reward; 0: on the CPU.",
+    )
+    reward_precision: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="What shared rewards on a GPU compute in; weights and gradients stay float32."
     )
 
     lease_s: float = Field(60, gt=0, description="Seconds a job stays a silent worker's.")
@@ -60,6 +75,9 @@ class Settings(BaseSettings):
         object.__setattr__(self, "data_dir", folder)
         if not self.database_url:
             object.__setattr__(self, "database_url", f"sqlite:///{folder / 'jobs.sqlite3'}")
+        given = self.weights_folder.expanduser()
+        weights = folder / "weights" if given == Path() else given.absolute()
+        object.__setattr__(self, "weights_folder", weights)
         if not self.objects_url:
             object.__setattr__(self, "objects_url", (folder / "objects").as_uri())
         return self

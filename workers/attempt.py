@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from service.jobs.states import Stage
 
 if TYPE_CHECKING:
+    from service.jobs.series import ScorePoint
     from service.jobs.states import Checkpoint, Lease, LeaseAnswer
 
 __all__ = ["Attempt", "Verdict"]
@@ -45,8 +46,9 @@ class Attempt:
     """Whether it has had the worker's engine to itself."""
     untold_resumption: int | None = None
     """The step it began at, if that is not the newest checkpoint's, as the claim supposed."""
-    scores: dict[str, float] = field(default_factory=dict)
-    """What the steering reward said in the last step."""
+    untold_scores: list[ScorePoint] = field(default_factory=list)
+    no_scores_before: float | None = None
+    """When the next checkpoint may be scored at the earliest; None before the first, never after a failure."""
     untold_warnings: list[dict[str, str]] = field(default_factory=list)
     untold_checkpoint: Checkpoint | None = None
     cancel_requested: bool = False
@@ -54,11 +56,10 @@ class Attempt:
     ended: bool = False
     """The worker has said its last word about this attempt, or was told that it has none."""
     renewed_at: float = field(init=False)
-    scores_told_at: float = field(init=False)
     _paced: tuple[float, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.renewed_at = self.scores_told_at = self.claimed_at
+        self.renewed_at = self.claimed_at
         self._paced = (self.claimed_at, 0)
 
     def enter(self, stage: Stage) -> None:

@@ -11,6 +11,7 @@ from service.jobs.states import FailureCode, Stage, StaleLease
 from workers import publish
 from workers.attempt import Verdict
 from workers.failures import failure_of
+from workers.scoring import score_point
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,11 +53,14 @@ class Ending:
         spec = attempt.lease.spec
         try:
             self._entered(attempt, Stage.EXPORT)
-            mesh, files = publish.export_mesh(scene, spec, networks.priors[spec.prior])
+            made_of = publish.glb_origin(spec, networks)
+            mesh, files = publish.export_mesh(scene, spec, networks.priors[spec.prior], made_of)
             self._entered(attempt, Stage.VERIFY)
             origin = publish.provenance(spec, networks, alone=attempt.alone)
+            candidate = publish.scores(scene, networks, spec)
+            attempt.untold_scores.append(score_point(scene.step, candidate, spec))
             result = {
-                "candidates": [publish.scores(scene, networks, spec)],
+                "candidates": [candidate],
                 "mesh": publish.verify_mesh(scene, mesh, files[0].content, networks.priors[spec.prior]),
                 "provenance": origin | {"field_sha256": publish.field_sha256(scene)},
                 "licenses": publish.licenses(spec, networks),
@@ -120,7 +124,9 @@ class Ending:
         self._entered(attempt, Stage.UPLOAD)
         artifacts = self._upload(attempt, files)
         if attempt.verdict(time.monotonic()) is Verdict.GO_ON:
-            self._say(attempt, lambda: self._store.finish(lease, result, artifacts))
+            self._say(
+                attempt, lambda: self._store.finish(lease, result, artifacts, tuple(attempt.untold_scores))
+            )
             log.info("published attempt %d of %s", lease.attempt, lease.job_id)
         else:
             self.stop(attempt)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from reward_models.contracts import VIEW_SUFFIXES, ViewPrompt
 from workers.contracts import Ask, Scores
+from workers.priors.view_prompts import SeenPrompt
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from reward_models.contracts import RewardCard
 
 __all__ = ["RewardSource", "SharedReward"]
 
@@ -22,9 +26,11 @@ class SharedReward:
     It counts who asks between two answers, so that a shared actor can tell how many scenes a message holds.
     """
 
-    def __init__(self, name: str, source: RewardSource) -> None:
+    def __init__(self, name: str, source: RewardSource, card: RewardCard | None = None) -> None:
+        """`card`: what the reward declares; by default it reads one text for all views."""
         self.name = name
         self._source = source
+        self._per_view = card is not None and card.prompt_per_view
         self._num_asking = 0
 
     def score(self, images: Tensor, prompts: list[str], wants_gradient: Tensor) -> Ask[Scores]:
@@ -34,4 +40,11 @@ class SharedReward:
 
     def _answer(self, images: Tensor, prompts: list[str], wants_gradient: Tensor) -> Scores:
         num_scenes, self._num_asking = max(1, self._num_asking), 0
-        return Scores(*self._source(images.detach(), prompts, wants_gradient, num_scenes))
+        texts = [self._text(prompt) for prompt in prompts]
+        return Scores(*self._source(images.detach(), texts, wants_gradient, num_scenes))
+
+    def _text(self, prompt: str) -> str:
+        """Say a prompt as the reward was trained with it: for each view from where it looks, or plainly."""
+        if self._per_view and isinstance(prompt, SeenPrompt):
+            return ViewPrompt(prompt, [prompt + VIEW_SUFFIXES[one] for one in prompt.directions])
+        return str(prompt)

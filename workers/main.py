@@ -14,6 +14,8 @@ import typer
 
 from service.cli import app
 from service.client import DEFAULT_URL
+from workers.reward_commands import reward_app
+from workers.weights_commands import weights_app
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -25,6 +27,9 @@ MAX_DEFAULT_THREADS = 2
 """Threads of a worker beyond which the small networks of the embedded default gain nothing."""
 
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, objects and logs.")]
+
+app.add_typer(reward_app)
+app.add_typer(weights_app)
 
 
 @app.command()

@@ -1,19 +1,27 @@
-"""The networks that a worker holds, loaded once, and what it can therefore say that it can do."""
+"""The networks that a worker holds, and what it can therefore say that it can do.
+
+The shipped ones are loaded at once, published ones when the first job asks for them.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import torch
 
 from service.jobs.capabilities import Capabilities, PartFacts, RewardFacts
+from workers.artifacts import commercial_use
 from workers.cameras import CameraRig, orbit_cameras
 from workers.judging import SharedReward
+from workers.survey import Published, survey
 from workers.weights import EMBEDDED_PRIOR, REWARD_NAMES, load_reward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Sequence
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -21,13 +29,26 @@ if TYPE_CHECKING:
 
     from reward_models.actor import RemoteReward
     from reward_models.contracts import RewardCard, RewardModel
+    from service.jobs.spec import JobSpec
     from service.settings import Settings
     from workers.contracts import Prior, Reward, TrainedField
+    from workers.fields.hashgrid import HashGridSizes
     from workers.priors.embedded import EmbeddedPrior
+    from workers.stages import Stage
 
     Shading = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
-__all__ = ["LoadedPrior", "LoadedReward", "Networks", "hold_embedded_prior", "load_networks"]
+__all__ = [
+    "LoadedPrior",
+    "LoadedReward",
+    "Networks",
+    "OnDemand",
+    "ScenePlan",
+    "hold_embedded_prior",
+    "load_networks",
+]
+
+Network = TypeVar("Network")
 
 
 class PreviewSampler(Protocol):
@@ -36,6 +57,14 @@ class PreviewSampler(Protocol):
     def __call__(self, prompt: str, generator: torch.Generator) -> Tensor:
         """Pictures (V, 3, H, W) in [0, 1], around the object."""
         ...
+
+
+class ScenePlan(NamedTuple):
+    """What a job on a prior is set up with beside its method."""
+
+    field: TrainedField
+    stages: Sequence[Stage]
+    num_samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +83,9 @@ class LoadedPrior:
     warn: Callable[[str], dict[str, str]]
     """What of a prompt will have no effect, beside unknown words: sentences by warning code."""
     sample: PreviewSampler | None
+    plan: Callable[[JobSpec], ScenePlan] | None = None
+    """How its jobs are set up, where that depends on more than the prior: on presets."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +96,27 @@ class LoadedReward:
     card: RewardCard
 
 
+class OnDemand(Mapping[str, Network]):
+    """Networks by name, some of which are loaded when they are first asked for (which raises what loading raises)."""
+
+    def __init__(self, loaded: Mapping[str, Network], loaders: Mapping[str, Callable[[], Network]]) -> None:
+        self._loaded, self._loaders = dict(loaded), dict(loaders)
+
+    def __getitem__(self, name: str) -> Network:
+        if name not in self._loaded:
+            self._loaded[name] = self._loaders[name]()
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded or name in self._loaders
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self._loaded, *self._loaders)))
+
+    def __len__(self) -> int:
+        return len(set(self._loaded) | set(self._loaders))
+
+
 @dataclass(frozen=True, slots=True)
 class Networks:
     """Everything frozen that a worker's scenes share, by the names that jobs use."""
@@ -72,43 +125,126 @@ class Networks:
     rewards: Mapping[str, LoadedReward]
     shares_rewards: bool = False
     """Whether scenes of other workers may be in a reward's batches."""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    published: Published = field(default_factory=Published)
+    """Facts of those priors and rewards that are loaded on demand, and of those that could be had."""
 
     def capabilities(self) -> Capabilities:
-        """Say what jobs these networks can run."""
-        methods = ["sds", *(["dreamdpo", "psd"] if self.rewards else [])]
-        if any(loaded.card.differentiable for loaded in self.rewards.values()):
+        """Say what jobs these networks can run; loads nothing."""
+        known = self.published
+        priors = {name: known.priors.get(name) or self.priors[name].facts for name in self.priors}
+        rewards = {
+            name: known.rewards.get(name) or _reward_facts(self.rewards[name].card) for name in self.rewards
+        }
+        methods = ["sds", *(["dreamdpo", "psd"] if rewards else [])]
+        if any(facts.differentiable for facts in rewards.values()):
             methods.append("dreamfl")
-        previews = any(loaded.sample is not None for loaded in self.priors.values())
+        previews = any(name in known.priors or self.priors[name].sample is not None for name in priors)
         return Capabilities(
             methods={name: PartFacts() for name in methods},
-            priors={name: loaded.facts for name, loaded in self.priors.items()},
-            rewards={name: _reward_facts(loaded.card) for name, loaded in self.rewards.items()},
+            priors=priors,
+            rewards=rewards,
+            absent_priors=dict(known.absent_priors),
+            absent_rewards=dict(known.absent_rewards),
             efforts=("preview", "draft", "full") if previews else ("draft", "full"),
             mesh_formats=("glb", "obj", "ply", "stl"),
         )
 
+    def scoring(self, spec: JobSpec) -> dict[str, LoadedReward]:
+        """Pick the rewards that score a job: those that it names, and the shipped ones on their prior.
 
-def load_networks(settings: Settings, remote_rewards: Mapping[str, RemoteReward] | None = None) -> Networks:
+        A preview has none. Loads what is not loaded yet.
+        """
+        if spec.effort == "preview":
+            return {}
+        named = {use.name for use in spec.rewards} | {spec.referee}
+        named |= {getattr(spec.method, knob, None) for knob in ("judge", "override")}
+        if spec.prior not in self.published.priors:
+            named |= set(self.rewards) - set(self.published.rewards)
+        return {name: self.rewards[name] for name in self.rewards if name in named}
+
+
+def load_networks(
+    settings: Settings,
+    remote_rewards: Mapping[str, RemoteReward] | None = None,
+    field_sizes: HashGridSizes | None = None,
+) -> Networks:
     """Load what this worker needs; rewards that run in shared actors come as `remote_rewards`.
 
-    Raises FileNotFoundError or ValueError when weights are missing or damaged, saying what to do.
+    `field_sizes` are those of the fields under published priors, by default the published ones.
+
+    Raises FileNotFoundError or ValueError when shipped weights are missing or damaged, saying what to do. Published
+    ones are surveyed now and loaded on demand.
     """
     from workers.priors.embedded import load_embedded_prior
 
-    priors = {"embedded": hold_embedded_prior(load_embedded_prior(EMBEDDED_PRIOR))}
-    if remote_rewards is not None:
-        rewards = {
-            name: LoadedReward(SharedReward(name, remote.score_batch), remote.card)
-            for name, remote in remote_rewards.items()
-        }
-    else:
-        rewards = {name: _local_reward(load_reward(name)) for name in REWARD_NAMES}
-    networks = Networks(priors, rewards, shares_rewards=remote_rewards is not None)
-    for loaded in priors.values():
-        # The first optimizer of a process makes torch import for seconds: not in the first job's time.
-        loaded.make_field(networks.device).new_optimizer()
-    return networks
+    embedded = hold_embedded_prior(load_embedded_prior(EMBEDDED_PRIOR))
+    # The first optimizer of a process makes torch import for seconds: not in the first job's time.
+    embedded.make_field(embedded.device).new_optimizer()
+    rewards = _shipped_rewards() if remote_rewards is None else _shared_rewards(remote_rewards)
+    weights, device = settings.weights_folder, _device(settings)
+    published = survey(weights)
+    return Networks(
+        OnDemand(
+            {"embedded": embedded},
+            {
+                name: functools.partial(_load_prior, name, weights, device, facts, field_sizes)
+                for name, facts in published.priors.items()
+            },
+        ),
+        OnDemand(
+            rewards,
+            {
+                name: functools.partial(_load_reward, name, weights, device, facts)
+                for name, facts in published.rewards.items()
+                if name not in rewards
+            },
+        ),
+        shares_rewards=remote_rewards is not None,
+        published=published,
+    )
+
+
+def _shipped_rewards() -> dict[str, LoadedReward]:
+    return {name: _local_reward(load_reward(name), torch.device("cpu")) for name in REWARD_NAMES}
+
+
+def _shared_rewards(remote: Mapping[str, RemoteReward]) -> dict[str, LoadedReward]:
+    return {
+        name: LoadedReward(SharedReward(name, one.score_batch, one.card), one.card)
+        for name, one in remote.items()
+    }
+
+
+def _device(settings: Settings) -> torch.device:
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device)
+
+
+def _load_prior(
+    name: str, weights: Path, device: torch.device, facts: PartFacts, sizes: HashGridSizes | None
+) -> LoadedPrior:
+    from workers.published_priors import hold_published_prior, load_prior
+
+    prior = load_prior(name, weights, device)
+    _check_hash(name, prior.sha256, facts)
+    return hold_published_prior(prior, facts, sizes)
+
+
+def _load_reward(name: str, weights: Path, device: torch.device, facts: RewardFacts) -> LoadedReward:
+    model = load_reward(name, weights)
+    _check_hash(name, model.card.weights_sha256, facts)
+    if isinstance(model, torch.nn.Module):
+        model.to(device)
+    return _local_reward(model, device)
+
+
+def _check_hash(name: str, found: str | None, facts: PartFacts) -> None:
+    if facts.weights != f"sha256:{found}":
+        raise ValueError(
+            f"the weights of '{name}' have changed since this worker looked at them: found sha256:{found}, expected "
+            f"{facts.weights}. Restart the workers, or import the published files again"
+        )
 
 
 def hold_embedded_prior(prior: EmbeddedPrior) -> LoadedPrior:
@@ -140,7 +276,11 @@ def hold_embedded_prior(prior: EmbeddedPrior) -> LoadedPrior:
 
     return LoadedPrior(
         prior=prior,
-        facts=PartFacts(weights=f"sha256:{prior.sha256}", about="tiny four-view RGBA diffusion, shipped"),
+        facts=PartFacts(
+            weights=f"sha256:{prior.sha256}",
+            about="tiny four-view RGBA diffusion, shipped",
+            views=prior.views_per_call,
+        ),
         rig=rig,
         make_field=lambda device: VoxelField(device=device),
         mesh_cells=128,
@@ -150,22 +290,25 @@ def hold_embedded_prior(prior: EmbeddedPrior) -> LoadedPrior:
     )
 
 
-def _local_reward(model: RewardModel) -> LoadedReward:
+def _local_reward(model: RewardModel, device: torch.device) -> LoadedReward:
     def source(
         images: Tensor, prompts: list[str], wants_gradient: Tensor, num_scenes: int
     ) -> tuple[Tensor, Tensor]:
-        return model.score_batch(images, prompts, wants_gradient)
+        values, gradient = model.score_batch(images.to(device), prompts, wants_gradient)
+        return values.to(images.device), gradient.to(images.device)
 
-    return LoadedReward(SharedReward(model.card.name, source), model.card)
+    return LoadedReward(SharedReward(model.card.name, source, model.card), model.card)
 
 
 def _reward_facts(card: RewardCard) -> RewardFacts:
     return RewardFacts(
         license=card.license,
+        commercial_ok=commercial_use(card.license),
         weights=None if card.weights_sha256 is None else f"sha256:{card.weights_sha256}",
         about=card.scale,
         differentiable=card.differentiable,
         multiview=card.views is not None and card.views > 1,
+        views=card.views,
         score_range=card.value_range,
         details={"uses_prompt": card.uses_prompt, "views": card.views},
     )

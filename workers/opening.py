@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from workers.failures import WeightsMissing
 from workers.methods import make_method
-from workers.scene import Scene
+from workers.networks import ScenePlan
+from workers.scene import NUM_SAMPLES, Scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,8 +21,13 @@ __all__ = ["make_scene", "prior_of", "prompt_warnings", "steering_reward"]
 
 
 def make_scene(spec: JobSpec, networks: Networks) -> Scene:
-    """Set up step 0 of a job; raises `WeightsMissing` when it needs a network that is not held."""
+    """Set up step 0 of a job; raises `WeightsMissing` when it needs a network that is not held, or cannot be loaded."""
     loaded = prior_of(spec, networks)
+    try:
+        networks.scoring(spec)  # loads them all: a damaged referee is not to be found out at the end of hours
+    except (ValueError, FileNotFoundError) as error:
+        raise WeightsMissing(f"a reward cannot be loaded: {error}") from error
+    plan = loaded.plan(spec) if loaded.plan else ScenePlan(loaded.make_field(loaded.device), (), NUM_SAMPLES)
     return Scene(
         prompt=spec.prompt,
         negative_prompt=spec.negative_prompt,
@@ -31,8 +37,10 @@ def make_scene(spec: JobSpec, networks: Networks) -> Scene:
             _reward_named(steering_reward(spec), networks),
             _reward_named(getattr(spec.method, "override", None), networks),
         ),
-        field=loaded.make_field(networks.device),
+        field=plan.field,
         rig=loaded.rig,
+        stages=plan.stages,
+        num_samples=plan.num_samples,
         seed=spec.seed,
         steps_total=spec.steps,
         spec_hash=hashlib.sha256(spec.model_dump_json().encode()).hexdigest(),
@@ -43,7 +51,10 @@ def prior_of(spec: JobSpec, networks: Networks) -> LoadedPrior:
     """Find a job's prior; raises `WeightsMissing`."""
     if spec.prior not in networks.priors:
         raise _missing("prior", spec.prior, networks.priors)
-    return networks.priors[spec.prior]
+    try:
+        return networks.priors[spec.prior]
+    except (ValueError, FileNotFoundError) as error:  # it is loaded now, and cannot be
+        raise WeightsMissing(f"prior '{spec.prior}' cannot be loaded: {error}") from error
 
 
 def prompt_warnings(spec: JobSpec, loaded: LoadedPrior) -> list[dict[str, str]]:

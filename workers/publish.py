@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 from service.jobs.objects import artifact_key
+from service.jobs.presets import preset_changes
 from service.jobs.states import NewArtifact
 from workers.cameras import orbit_cameras
 from workers.mesh import agreement, bake, extract, mesh_report, thumbnail, validate_glb, write_mesh
+from workers.priors.view_prompts import seen_prompts
 from workers.render import render
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ __all__ = [
     "NotStored",
     "export_mesh",
     "field_sha256",
+    "glb_origin",
     "preview_file",
     "provenance",
     "report_file",
@@ -47,6 +50,8 @@ CONTENT_TYPES = {
     "ply": "application/octet-stream",
     "stl": "model/stl",
 }
+SCORED_PX = 256
+"""The largest pictures that rewards are shown at the end: they look at 224 px or less."""
 LOOK_PX, LOOK_SAMPLES, LOOK_ELEVATION_DEG = 96, 64, 15.0
 """How the field is rendered to be compared with its mesh: 8-bit differences are far below what matters here."""
 
@@ -64,12 +69,20 @@ class NotStored(OSError):
     """The object store answered that all is well, but what it holds is not what was put."""
 
 
-def export_mesh(scene: Scene, spec: JobSpec, loaded: LoadedPrior) -> tuple[Mesh, list[File]]:
-    """Turn a scene's field into a textured mesh and its files, the GLB first; raises `EmptyMesh`."""
+def export_mesh(
+    scene: Scene, spec: JobSpec, loaded: LoadedPrior, origin: dict[str, Any] | None = None
+) -> tuple[Mesh, list[File]]:
+    """Turn a scene's field into a textured mesh and its files, the GLB first; raises `EmptyMesh`.
+
+    `origin`, what `glb_origin` says, is kept in the GLB.
+    """
     mesh = extract(scene.field, loaded.mesh_cells, spec.mesh.target_faces, scene.device)
     mesh = bake(mesh, scene.field, spec.mesh.texture_px, loaded.shading, scene.device)
     formats = dict.fromkeys(("glb", *spec.mesh.formats))  # the GLB is always among them
-    files = [File(name, f"mesh.{name}", CONTENT_TYPES[name], write_mesh(mesh, name)) for name in formats]
+    said = {"dreamserve": origin} if origin else None
+    files = [
+        File(name, f"mesh.{name}", CONTENT_TYPES[name], write_mesh(mesh, name, said)) for name in formats
+    ]
     if spec.outputs.thumbnail:
         files.append(File("thumbnail", "thumbnail.png", "image/png", thumbnail(mesh)))
     return mesh, files
@@ -79,19 +92,23 @@ def verify_mesh(scene: Scene, mesh: Mesh, glb: bytes, loaded: LoadedPrior) -> di
     """Check the written GLB from its first byte to its last, and that it looks like its field; raises `InvalidGlb`."""
     report = validate_glb(glb)
     with torch.no_grad():
-        views = render(scene.field, _ring(loaded, scene.device), LOOK_PX, LOOK_SAMPLES)
+        ring = _ring(loaded, scene.device)
+        views = render(scene.field, ring, LOOK_PX, LOOK_SAMPLES, occupied=scene.field.occupied)
     return mesh_report(mesh, report, agreement(mesh, views, loaded.shading))
 
 
 def scores(scene: Scene, networks: Networks, spec: JobSpec) -> dict[str, Any]:
-    """Score the finished field by every reward at hand: one entry of a result's `candidates`."""
+    """Score the finished field by the job's rewards: one entry of a result's `candidates`."""
     loaded = networks.priors[spec.prior]
+    ring = _ring(loaded, scene.device)
+    px = min(loaded.prior.image_px, SCORED_PX)
     with torch.no_grad():
-        views = render(scene.field, _ring(loaded, scene.device), loaded.prior.image_px, scene.num_samples)
+        views = render(scene.field, ring, px, scene.num_samples, occupied=scene.field.occupied)
         images = loaded.prior.composite(views)
+    prompts, nothing = seen_prompts(spec.prompt, ring), torch.zeros(1, dtype=torch.bool)
     by_name = {}
-    for name, held in networks.rewards.items():
-        answer = held.reward.score(images, [spec.prompt], torch.zeros(1, dtype=torch.bool)).now()
+    for name, held in networks.scoring(spec).items():
+        answer = held.reward.score(images, prompts, nothing).now()
         by_name[name] = round(float(answer.values.mean()), 6)
     referee = None
     if spec.referee is not None:
@@ -114,29 +131,41 @@ def provenance(spec: JobSpec, networks: Networks, *, alone: bool) -> dict[str, A
     `alone`: no other scene shared the worker's engine.
     """
     held = networks.priors[spec.prior]
-    weights = {"prior": held.facts.weights}
-    weights |= {
-        f"reward:{name}": f"sha256:{reward.card.weights_sha256}"
-        for name, reward in networks.rewards.items()
-        if reward.card.weights_sha256 is not None
-    }
     shared = not alone or (networks.shares_rewards and spec.method.name != "sds")
-    kind, threads = networks.device.type, torch.get_num_threads()
+    kind, threads = held.device.type, torch.get_num_threads()
     rule = f"bit-equal on a {kind} with {threads} thread(s) for a job with its worker and rewards to itself"
     company = "this one shared batches, which agrees within rounding" if shared else "this one had them"
     return {
-        "code": f"dreamserve {importlib.metadata.version('dreamserve')}",
+        **glb_origin(spec, networks),
+        "preset_changes": list(preset_changes(spec)),
         "torch": torch.__version__,
+        "determinism": f"{rule}; {company}",
+    }
+
+
+def glb_origin(spec: JobSpec, networks: Networks) -> dict[str, Any]:
+    """Say what a mesh was made of, the same for every run of a job: it goes into its GLB."""
+    weights = {"prior": networks.priors[spec.prior].facts.weights}
+    weights |= {
+        f"reward:{name}": f"sha256:{reward.card.weights_sha256}"
+        for name, reward in networks.scoring(spec).items()
+        if reward.card.weights_sha256 is not None
+    }
+    return {
+        "code": f"dreamserve {importlib.metadata.version('dreamserve')}",
+        "preset": spec.preset,
+        "prior": spec.prior,
+        "method": spec.method.name,
         "seed": spec.seed,
         "weights": weights,
-        "determinism": f"{rule}; {company}",
     }
 
 
 def licenses(spec: JobSpec, networks: Networks) -> list[dict[str, str]]:
     """List the licenses of the weights that took part."""
     used = [{"name": spec.prior, "license": networks.priors[spec.prior].facts.license}]
-    return used + [{"name": name, "license": held.card.license} for name, held in networks.rewards.items()]
+    scoring = networks.scoring(spec).items()
+    return used + [{"name": name, "license": held.card.license} for name, held in scoring]
 
 
 def report_file(lease: Lease, result: dict[str, Any]) -> File:

@@ -26,8 +26,6 @@ __all__ = ["Reporter"]
 
 log = logging.getLogger(__name__)
 
-SCORES_S = 10.0
-"""How often scores are told: each time is an event that is kept."""
 HOUSEKEEPING_S = 5.0
 """How often the worker's own rows are renewed; they live for 60 s."""
 
@@ -130,7 +128,7 @@ class Reporter:
         attempt.measure_pace(asked_at)
         checkpoint, warnings = attempt.untold_checkpoint, tuple(attempt.untold_warnings)
         resumed_from_step = attempt.untold_resumption
-        tells_scores = bool(attempt.scores) and asked_at - attempt.scores_told_at >= SCORES_S
+        scores = tuple(attempt.untold_scores)
         answer = self._store.report(
             attempt.lease,
             stage=attempt.stage,
@@ -140,15 +138,14 @@ class Reporter:
             worker_s=attempt.held_s(asked_at),
             checkpoint=checkpoint,
             resumed_from_step=resumed_from_step,
-            scores=attempt.scores if tells_scores else None,
+            scores=scores,
             warnings=warnings,
         )
         attempt.renewed(asked_at, answer)
         if resumed_from_step is not None:  # else it may have been set while this report was under way
             attempt.untold_resumption = None
-        if tells_scores:
-            attempt.scores_told_at = asked_at
         del attempt.untold_warnings[: len(warnings)]
+        del attempt.untold_scores[: len(scores)]
         if attempt.untold_checkpoint is checkpoint:
             attempt.untold_checkpoint = None
         for key in answer.superseded:

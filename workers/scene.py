@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch.nn import Parameter
 
 from workers.cameras import Cameras
+from workers.priors.view_prompts import seen_prompts
 from workers.render import render
 from workers.stages import fit, stage_at, supersampled
 
@@ -70,6 +71,14 @@ class SceneState(NamedTuple):
     """The field's, the optimizer's, the method's and the generator's, under prefixed names."""
 
 
+@runtime_checkable
+class _ToldDirections(Protocol):
+    """A prior whose negative prompt is embedded in another way than its prompt."""
+
+    def encode_text(self, prompts: list[str]) -> Tensor: ...
+    def encode_negative_text(self, prompts: list[str]) -> Tensor: ...
+
+
 class _Learned(NamedTuple):
     """What a method learns beside the field."""
 
@@ -105,13 +114,14 @@ class Scene:
         self.prompt, self.prior, self.method, self.field, self.rig = prompt, prior, method, field, rig
         self.steps_total, self.spec_hash, self.num_samples = steps_total, spec_hash, num_samples
         self.stages = stages or supersampled(prior.image_px)
-        self.text = prior.encode_text([prompt, negative_prompt])
+        self.text = _encode(prior, prompt, negative_prompt)
         """(2, L, D): the prompt, the negative prompt."""
         self.step = 0
         self.generator = torch.Generator().manual_seed(seed)
         self.optimizer = field.new_optimizer()
         self.readings: dict[str, Tensor] = {}
         self._learned: dict[str, _Learned] = {}
+        self._cameras: Cameras | None = None
 
     @property
     def progress(self) -> float:
@@ -141,6 +151,7 @@ class Scene:
         stage = stage_at(self.stages, self.step, self.steps_total)
         groups = [self.rig.draw(self.generator) for _ in range(stage.num_groups)]
         cameras = Cameras(*(torch.cat(parts).to(self.device) for parts in zip(*groups, strict=True)))
+        self._cameras = cameras
         px, samples = stage.render_px, self.num_samples
         look = self.field.draw_look(cameras, self.step, self.steps_total, self.generator)
         occupied = self.field.occupied
@@ -153,6 +164,12 @@ class Scene:
         loss = await self.method(self, views, self.prior)
         assert loss.ndim == 0, f"a method returns a scalar loss, not one of shape {tuple(loss.shape)}"
         return loss + self.field.regularization(views, self.step, self.steps_total)
+
+    def prompts(self, rows: int) -> list[str]:
+        """Say what rewards are to read with this step's pictures: a prompt per row, those of all groups in turn."""
+        seen = [self.prompt] if self._cameras is None else seen_prompts(self.prompt, self._cameras)
+        assert rows % len(seen) == 0, f"{rows} rows are no multiple of {len(seen)} groups"
+        return seen * (rows // len(seen))
 
     def record(self, name: str, value: Tensor) -> None:
         """Keep a scalar of this step (a score, a gap) for whoever watches the scene."""
@@ -230,6 +247,13 @@ class Scene:
             self._learned[name] = one = _learn(tensor.to(self.device, copy=True))
             _restore_moments(one.optimizer, one.value, name, groups.get("learner", {}))
         self.step = state.step
+
+
+def _encode(prior: Prior, prompt: str, negative_prompt: str) -> Tensor:
+    """Embed both: (2, L, D). A prior that is told in words from where a view looks avoids the same from everywhere."""
+    if isinstance(prior, _ToldDirections):
+        return torch.cat([prior.encode_text([prompt]), prior.encode_negative_text([negative_prompt])])
+    return prior.encode_text([prompt, negative_prompt])
 
 
 def _learn(start: Tensor) -> _Learned:

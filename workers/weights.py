@@ -1,9 +1,15 @@
-"""Which networks this release ships, where their weights lie, and how to load one; itself it needs no torch."""
+"""Which networks this release ships, where their weights lie, and how to load a reward; itself it needs no torch.
+
+The published ones, of which it ships none, are in `artifacts.py`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from reward_models.published import PUBLISHED, load_published
+from workers.artifacts import ARTIFACTS
 
 if TYPE_CHECKING:
     from reward_models.contracts import RewardModel
@@ -17,10 +23,11 @@ EMBEDDED_REWARDS = {
     "embedded-alignment": _EMBEDDED / "embedded-alignment-reward.safetensors",
 }
 REWARD_NAMES = tuple(EMBEDDED_REWARDS)
+"""Of the shipped rewards."""
 
 
 def check_weights() -> None:
-    """Raise FileNotFoundError, saying what to do, unless all files are there."""
+    """Raise FileNotFoundError, saying what to do, unless all shipped files are there."""
     missing = [path for path in (EMBEDDED_PRIOR, *EMBEDDED_REWARDS.values()) if not path.exists()]
     if missing:
         names = " and ".join(path.name for path in missing)
@@ -30,10 +37,17 @@ def check_weights() -> None:
         )
 
 
-def load_reward(name: str) -> RewardModel:
-    """Load one reward network into this process; raises ValueError when its file is missing or damaged."""
-    from reward_models.embedded import load_embedded_reward
+def load_reward(name: str, weights: Path | None = None) -> RewardModel:
+    """Load one reward network into this process: a shipped one, or a published one of the weights folder.
 
-    if name not in EMBEDDED_REWARDS:
-        raise ValueError(f"there is no reward '{name}'; this release has {', '.join(REWARD_NAMES)}")
-    return load_embedded_reward(EMBEDDED_REWARDS[name])
+    Raises ValueError when a file is missing or damaged, naming it.
+    """
+    if name in EMBEDDED_REWARDS:
+        from reward_models.embedded import load_embedded_reward
+
+        return load_embedded_reward(EMBEDDED_REWARDS[name])
+    if name in PUBLISHED and weights is not None:
+        return load_published(name, ARTIFACTS[name].folder(weights))
+    raise ValueError(
+        f"there is no reward '{name}'; this release has {', '.join((*REWARD_NAMES, *PUBLISHED))}"
+    )

@@ -20,8 +20,9 @@ from workers.attempt import Attempt, Verdict
 from workers.checkpoints import CheckpointWriter, open_scene
 from workers.ending import Ending
 from workers.engine import Engine
-from workers.opening import make_scene, prior_of, prompt_warnings, steering_reward
+from workers.opening import make_scene, prior_of, prompt_warnings
 from workers.reporter import Reporter
+from workers.scoring import score_checkpoint
 from workers.worker_seconds import WorkerSeconds
 
 if TYPE_CHECKING:
@@ -191,9 +192,6 @@ class Worker:
             one = held[id(outcome.scene)]
             one.attempt.step = one.scene.step
             one.attempt.alone &= len(held) == 1
-            steering = steering_reward(one.attempt.lease.spec)
-            if steering is not None and "reward" in outcome.readings:
-                one.attempt.scores = {steering: outcome.readings["reward"]}
             if outcome.error is not None:
                 self._held.remove(one)
                 self._ending.fail(one.attempt, outcome.error)
@@ -221,6 +219,7 @@ class Worker:
         due = now - one.saved_at >= self._settings.checkpoint_interval_s
         if due and self._checkpoints.save(one.attempt, one.scene):
             one.saved_at = now
+            score_checkpoint(one.attempt, one.scene, self._networks)
 
     # ---- letting them go
 

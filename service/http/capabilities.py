@@ -9,12 +9,15 @@ from fastapi import APIRouter
 from service.http.errors import problems
 from service.http.requests import Store  # noqa: TC001 - FastAPI reads the annotations
 from service.jobs.capabilities import embedded_capabilities
+from service.jobs.presets import PRESETS
 from service.jobs.spec import AnyMethod
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic import BaseModel
 
-    from service.jobs.capabilities import Capabilities, PartFacts
+    from service.jobs.capabilities import AbsentFacts, Capabilities, PartFacts
 
 __all__ = ["router"]
 
@@ -27,12 +30,18 @@ METHODS: Final[dict[str, type[BaseModel]]] = {
 
 @router.get("/v1/methods", responses=problems(503))
 def list_methods(store: Store) -> dict[str, Any]:
-    """List the methods that live workers can run, with the defaults, ranges and sources of their knobs."""
+    """List the methods that live workers can run, with the defaults, ranges and sources of their knobs.
+
+    With each come the priors (those without weights too, saying what is missing) and the presets of that method.
+    """
     able = _capabilities(store)
-    priors = [{"name": name} | _facts(prior) for name, prior in able.priors.items()]
+    priors = _parts(able.priors, able.absent_priors)
     return {
         "items": [
-            {"name": name} | _facts(method) | _knobs(METHODS[name]) | {"priors": priors}
+            {"name": name}
+            | _facts(method)
+            | _knobs(METHODS[name])
+            | {"priors": priors, "presets": _presets(name)}
             for name, method in able.methods.items()
             if name in METHODS
         ],
@@ -42,12 +51,30 @@ def list_methods(store: Store) -> dict[str, Any]:
 
 @router.get("/v1/rewards", responses=problems(503))
 def list_rewards(store: Store) -> dict[str, Any]:
-    """List the rewards that live workers can steer with, with license, range and hash of the weights."""
-    rewards = _capabilities(store).rewards
-    return {
-        "items": [{"name": name} | _facts(reward) for name, reward in rewards.items()],
-        "next_cursor": None,
-    }
+    """List the rewards that live workers can steer with, with license, range and hash of the weights.
+
+    A reward that is not `available` says which files are missing and how to get them.
+    """
+    able = _capabilities(store)
+    return {"items": _parts(able.rewards, able.absent_rewards), "next_cursor": None}
+
+
+def _parts(present: Mapping[str, PartFacts], absent: Mapping[str, AbsentFacts]) -> list[dict[str, Any]]:
+    """Describe priors or rewards, first those that are there."""
+    there = [
+        {"name": name, "available": True, **_facts(part), "missing": [], "how": None}
+        for name, part in present.items()
+    ]
+    gone = [
+        {"name": name, "available": False, "weights": None, **part.model_dump(mode="json")}
+        for name, part in absent.items()
+    ]
+    return there + gone
+
+
+def _presets(method: str) -> list[dict[str, Any]]:
+    """Describe the presets of a method: what they fill in."""
+    return [preset.model_dump(mode="json") for preset in PRESETS.values() if preset.method.name == method]
 
 
 def _capabilities(store: Store) -> Capabilities:

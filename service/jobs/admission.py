@@ -1,54 +1,34 @@
-"""The gate between a request and the queue: read it, fill in the defaults, refuse what could not run."""
+"""The gate between a request and the queue: read it, fill in the defaults, refuse what could not run.
+
+The last two are `defaults.py` and `runnable.py`.
+"""
 
 from __future__ import annotations
 
 import json
 import secrets
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from service.jobs.capabilities import embedded_capabilities
-from service.jobs.errors import FieldProblem, RefusalCode, Refused
-from service.jobs.spec import (
-    METHOD_NAMES,
-    Candidates,
-    DreamDpoMethod,
-    DreamFlMethod,
-    JobRequest,
-    JobSpec,
-    Limits,
-    LimitsRequest,
-    Mesh,
-    Outputs,
-    PsdMethod,
-    RewardUse,
-    SdsMethod,
-)
+from service.jobs.defaults import with_defaults
+from service.jobs.errors import FieldProblem, Refused
+from service.jobs.runnable import check_runnable
+from service.jobs.spec import METHOD_NAMES, JobRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from service.jobs.capabilities import Capabilities, PartFacts
+    from service.jobs.capabilities import Capabilities
+    from service.jobs.defaults import Admitted
     from service.settings import Settings
 
-__all__ = ["Admitted", "admit", "check_runnable", "parse_request", "with_defaults"]
+__all__ = ["admit", "parse_request"]
 
-STEPS_BY_EFFORT = {"preview": 0, "draft": 100, "full": 300}
-"""Source: product (embedded column)."""
-DEFAULT_REWARD = "embedded-multiview"
-DEFAULT_REFEREE = "embedded-alignment"
 _SEEDS = 2**32
 """Seeds drawn here are short enough to read aloud."""
 _MAX_DETAIL = 300
-
-
-class Admitted(NamedTuple):
-    """A job that may be submitted."""
-
-    spec: JobSpec
-    warnings: list[dict[str, str]]
-    """`{"code", "detail"}` each, for the job's document."""
 
 
 def admit(body: object, capabilities: Capabilities | None, settings: Settings) -> Admitted:
@@ -61,9 +41,6 @@ def admit(body: object, capabilities: Capabilities | None, settings: Settings) -
     admitted = with_defaults(parse_request(body), can, settings, secrets.randbelow(_SEEDS))
     check_runnable(admitted.spec, can)
     return admitted
-
-
-# ---- reading
 
 
 def parse_request(body: object) -> JobRequest:
@@ -167,210 +144,3 @@ def _detail(error: dict[str, Any]) -> str:
 def _lower(message: str) -> str:
     """Drop pydantic's subject: "Input should be …" becomes "should be …"."""
     return message.partition(" ")[2]
-
-
-# ---- defaults
-
-
-def with_defaults(request: JobRequest, capabilities: Capabilities, settings: Settings, seed: int) -> Admitted:
-    """Fill in every default (a pure function: `seed` is used when the request has none)."""
-    effort = request.effort or "full"
-    method = request.method or SdsMethod()
-    rewards = (RewardUse(name=DEFAULT_REWARD),) if request.rewards is None else request.rewards
-    if isinstance(method, DreamDpoMethod | PsdMethod) and method.judge is None and rewards:
-        method = method.model_copy(update={"judge": rewards[0].name})
-    referee, warnings = _referee(request, method, rewards, capabilities)
-    mesh = request.mesh or Mesh()
-    limits = request.limits or LimitsRequest()
-    spec = JobSpec(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt or "",
-        seed=seed if request.seed is None else request.seed,
-        preset=request.preset,
-        method=method,
-        prior=request.prior or "embedded",
-        rewards=rewards,
-        referee=referee,
-        steps=STEPS_BY_EFFORT[effort] if request.steps is None else request.steps,
-        effort=effort,
-        candidates=request.candidates or Candidates(),
-        mesh=mesh.model_copy(update={"formats": ("glb", *(one for one in mesh.formats if one != "glb"))}),
-        outputs=request.outputs or Outputs(),
-        priority=request.priority or "normal",
-        limits=Limits(
-            deadline_s=limits.deadline_s or settings.default_deadline_s,
-            max_gpu_s=limits.max_gpu_s,
-            max_attempts=limits.max_attempts or settings.default_max_attempts,
-        ),
-        license_policy=request.license_policy or "any",
-        metadata=request.metadata or {},
-        webhook=request.webhook,
-    )
-    return Admitted(spec, warnings)
-
-
-def _steering(method: object, rewards: tuple[RewardUse, ...]) -> set[str]:
-    """Name the rewards that take part in the optimization."""
-    return {reward.name for reward in rewards} | {name for _, name in _judges(method)}
-
-
-def _judges(method: object) -> list[tuple[str, str]]:
-    """Name a method's judges, each with its pointer."""
-    judges = {
-        "/method/judge": method.judge if isinstance(method, DreamDpoMethod | PsdMethod) else None,
-        "/method/override": method.override if isinstance(method, DreamDpoMethod) else None,
-    }
-    return [(pointer, name) for pointer, name in judges.items() if name is not None]
-
-
-def _referee(
-    request: JobRequest, method: object, rewards: tuple[RewardUse, ...], capabilities: Capabilities
-) -> tuple[str | None, list[dict[str, str]]]:
-    """Choose the referee: the one asked for, else the default if this server has it to spare."""
-    if request.referee is not None:
-        return request.referee, []
-    if DEFAULT_REFEREE in capabilities.rewards and DEFAULT_REFEREE not in _steering(method, rewards):
-        return DEFAULT_REFEREE, []
-    detail = (
-        "this server has no reward to spare as a referee, so nothing that did not steer scores the result"
-    )
-    return None, [{"code": "no-referee", "detail": detail}]
-
-
-# ---- can it run?
-
-
-def check_runnable(spec: JobSpec, capabilities: Capabilities) -> None:
-    """Raise `Refused` when no worker of this server could run `spec`, naming the field and a way out."""
-    _check_release(spec)
-    _check_parts(spec, capabilities)
-    _check_steering(spec, capabilities)
-    _check_licenses(spec, capabilities)
-
-
-def _refusal(code: RefusalCode, pointer: str, detail: str, suggestion: str) -> Refused:
-    return Refused(code, [FieldProblem(pointer, detail)], suggestion)
-
-
-def _check_release(spec: JobSpec) -> None:
-    """Refuse what the job format has but this release has not: nothing asked for is silently ignored."""
-    absent = [
-        ("/preset", "presets", spec.preset is not None),
-        ("/candidates/count", "more than one candidate", spec.candidates.count > 1),
-        ("/outputs/turntable", "turntables", spec.outputs.turntable),
-        ("/limits/max_gpu_s", "budgets in GPU seconds", spec.limits.max_gpu_s is not None),
-        ("/webhook", "webhooks", spec.webhook is not None),
-    ]
-    problems = [
-        FieldProblem(where, f"this release has no {what} yet") for where, what, asked in absent if asked
-    ]
-    if problems:
-        raise Refused("method-unavailable", problems, "Leave it out.")
-    if (spec.effort == "preview") != (spec.steps == 0):
-        raise _refusal(
-            "invalid-request",
-            "/steps",
-            f"effort 'preview' optimizes nothing, but steps is {spec.steps}",
-            "Leave steps out, or choose effort 'draft' or 'full'.",
-        )
-
-
-def _check_parts(spec: JobSpec, can: Capabilities) -> None:
-    """Refuse a method, prior, reward, effort or mesh format that no worker has."""
-    _check_known("/method", "method", spec.method.name, can.methods)
-    _check_known("/prior", "prior", spec.prior, can.priors)
-    for index, reward in enumerate(spec.rewards):
-        pointer = f"/rewards/{index}/name"
-        _check_known(pointer, "reward", reward.name, can.rewards)
-        version = can.rewards[reward.name].version
-        if reward.version is not None and reward.version != version:
-            raise _refusal(
-                "method-unavailable",
-                f"/rewards/{index}/version",
-                f"found {reward.version!r}, but this server has {version or 'only the unversioned one'}",
-                "Leave the version out to use the one that is there.",
-            )
-    for pointer, name in _judges(spec.method):
-        _check_known(pointer, "judge", name, can.rewards)
-    if spec.referee is not None:
-        _check_known("/referee", "referee", spec.referee, can.rewards)
-    _check_known("/effort", "effort", spec.effort, can.efforts)
-    for index, form in enumerate(spec.mesh.formats):
-        _check_known(f"/mesh/formats/{index}", "mesh format", form, can.mesh_formats)
-
-
-def _check_known(pointer: str, what: str, name: str, known: dict[str, Any] | tuple[str, ...]) -> None:
-    if name not in known:
-        have = ", ".join(sorted(known)) or "none"
-        raise _refusal(
-            "method-unavailable",
-            pointer,
-            f"no live worker has the {what} '{name}'; there is: {have}",
-            "GET /v1/methods and /v1/rewards list what this server can do now.",
-        )
-
-
-def _check_steering(spec: JobSpec, can: Capabilities) -> None:
-    """Refuse a method without the reward that it needs, and a referee that is not impartial."""
-    method = spec.method
-    names = [reward.name for reward in spec.rewards]
-    if len(set(names)) != len(names):
-        raise _refusal(
-            "invalid-request",
-            "/rewards",
-            f"a reward is named twice: {', '.join(names)}",
-            "Add the weights up.",
-        )
-    if not isinstance(method, SdsMethod) and not names:
-        raise _refusal(
-            "invalid-request",
-            "/rewards",
-            f"method '{method.name}' follows rewards, but the list is empty",
-            f"Name one of {', '.join(sorted(can.rewards))}, or choose method 'sds'.",
-        )
-    if isinstance(method, DreamFlMethod):
-        _check_differentiable(names, can)
-    if spec.referee is not None and spec.referee in _steering(method, spec.rewards):
-        raise _refusal(
-            "referee-is-reward",
-            "/referee",
-            f"'{spec.referee}' steers this job, so its score would flatter the result",
-            "Choose a referee that is neither among the rewards nor the judge, or leave it out.",
-        )
-
-
-def _check_differentiable(names: list[str], can: Capabilities) -> None:
-    fit = sorted(name for name, facts in can.rewards.items() if facts.differentiable)
-    for index, name in enumerate(names):
-        if not can.rewards[name].differentiable:
-            raise _refusal(
-                "method-unavailable",
-                f"/rewards/{index}/name",
-                f"method 'dreamfl' follows the reward's gradient, but '{name}' has none",
-                f"Choose a differentiable reward ({', '.join(fit) or 'this server has none'}), "
-                "or method 'dreamdpo'.",
-            )
-
-
-def _check_licenses(spec: JobSpec, can: Capabilities) -> None:
-    """Refuse parts whose licenses forbid commercial use when the job asks for `commercial_ok`."""
-    if spec.license_policy == "any":
-        return
-    rewards = [(f"/rewards/{index}/name", reward.name) for index, reward in enumerate(spec.rewards)]
-    rewards += _judges(spec.method)
-    if spec.referee is not None:
-        rewards.append(("/referee", spec.referee))
-    parts: list[tuple[str, str, PartFacts]] = [
-        ("/method", spec.method.name, can.methods[spec.method.name]),
-        ("/prior", spec.prior, can.priors[spec.prior]),
-        *((pointer, name, can.rewards[name]) for pointer, name in rewards),
-    ]
-    problems = [
-        FieldProblem(pointer, f"'{name}' is licensed as {facts.license}, which forbids commercial use")
-        for pointer, name, facts in parts
-        if not facts.commercial_ok
-    ]
-    if problems:
-        raise Refused(
-            "license-refused", problems, "Choose parts whose license allows it, or license_policy 'any'."
-        )

@@ -1,4 +1,7 @@
-"""What a cluster can do now: published by each live worker as one document, merged for the frontend."""
+"""What a cluster can do now: published by each live worker as one document, merged for the frontend.
+
+A worker also says which published priors and rewards it could have, if it had their weights.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Capabilities", "PartFacts", "RewardFacts", "embedded_capabilities", "merge"]
+__all__ = ["AbsentFacts", "Capabilities", "PartFacts", "RewardFacts", "embedded_capabilities", "merge"]
 
 
 class _Facts(BaseModel):
@@ -21,6 +24,19 @@ class PartFacts(_Facts):
     commercial_ok: bool = True
     weights: str | None = Field(None, description="`sha256:…` of the weights file, if there is one.")
     about: str = ""
+    views: int | None = Field(
+        None,
+        description="Views of an object that are denoised, or scored, together; null: any number, one by one.",
+    )
+
+
+class AbsentFacts(_Facts):
+    """A published prior or reward that a worker knows, but has no weights of."""
+
+    license: str
+    commercial_ok: bool
+    missing: tuple[str, ...] = Field(description="What is not there, each with where it comes from.")
+    how: str = Field(description="How to get it, a sentence.")
 
 
 class RewardFacts(PartFacts):
@@ -39,16 +55,29 @@ class Capabilities(_Facts):
     methods: dict[str, PartFacts] = Field(default_factory=dict)
     priors: dict[str, PartFacts] = Field(default_factory=dict)
     rewards: dict[str, RewardFacts] = Field(default_factory=dict)
+    absent_priors: dict[str, AbsentFacts] = Field(default_factory=dict)
+    absent_rewards: dict[str, AbsentFacts] = Field(default_factory=dict)
     efforts: tuple[str, ...] = ("draft", "full")
     mesh_formats: tuple[str, ...] = ("glb",)
 
 
 def merge(documents: list[Capabilities]) -> Capabilities:
-    """Unite what several workers can do; of two descriptions of one part the later document's wins."""
+    """Unite what several workers can do; of two descriptions of one part the later document's wins.
+
+    What one of them has is not absent.
+    """
+    priors = {name: facts for one in documents for name, facts in one.priors.items()}
+    rewards = {name: facts for one in documents for name, facts in one.rewards.items()}
     return Capabilities(
         methods={name: facts for one in documents for name, facts in one.methods.items()},
-        priors={name: facts for one in documents for name, facts in one.priors.items()},
-        rewards={name: facts for one in documents for name, facts in one.rewards.items()},
+        priors=priors,
+        rewards=rewards,
+        absent_priors={
+            n: facts for one in documents for n, facts in one.absent_priors.items() if n not in priors
+        },
+        absent_rewards={
+            n: facts for one in documents for n, facts in one.absent_rewards.items() if n not in rewards
+        },
         efforts=tuple(sorted({effort for one in documents for effort in one.efforts})),
         mesh_formats=tuple(sorted({form for one in documents for form in one.mesh_formats})),
     )
@@ -58,10 +87,10 @@ def embedded_capabilities() -> Capabilities:
     """Say what a worker of the embedded default can do; used until a live worker has said it itself."""
     return Capabilities(
         methods={name: PartFacts() for name in ("sds", "dreamfl", "dreamdpo", "psd")},
-        priors={"embedded": PartFacts()},
+        priors={"embedded": PartFacts(views=4)},
         rewards={
-            "embedded-multiview": RewardFacts(differentiable=True, multiview=True),
-            "embedded-alignment": RewardFacts(differentiable=True),
+            "embedded-multiview": RewardFacts(differentiable=True, multiview=True, views=4),
+            "embedded-alignment": RewardFacts(differentiable=True, views=4),
         },
         mesh_formats=("glb", "obj", "ply", "stl"),
     )

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from service.jobs import tables, tallies
+from service.jobs import series, tables, tallies
 from service.jobs.capabilities import Capabilities, merge
 from service.jobs.documents import Pace
 from service.jobs.states import ACTIVE, JobState
 
 if TYPE_CHECKING:
     from service.jobs.database import Transaction
+    from service.jobs.series import Divergence
     from service.jobs.tallies import Tally
 
 __all__ = [
@@ -45,6 +46,8 @@ class Snapshot:
     busy_slots: int
     oldest_checkpoint_s: float
     """Age of the oldest newest-checkpoint of a running job; 0 when none has one."""
+    divergences: list[Divergence]
+    """How far rewards and referees have come apart."""
     tallies: list[Tally]
 
 
@@ -136,5 +139,6 @@ def snapshot(tx: Transaction) -> Snapshot:
         slots=slots,
         busy_slots=busy_slots,
         oldest_checkpoint_s=0.0 if oldest_checkpoint is None else max(0.0, tx.now - oldest_checkpoint),
+        divergences=series.divergences(tx),
         tallies=tallies.read(tx),
     )

@@ -86,8 +86,8 @@ class DistillationKnobs(Part):
 
     name: str
     guidance_scale: Knob = Field(
-        Ramp(start=5.0, end=3.0),
-        description="Classifier-free guidance scale, 0 to 200, no unit. Default 5 → 3. Source: embedded.",
+        Ramp(start=2.5, end=1.5),
+        description="Classifier-free guidance scale, 0 to 200, no unit. Default 2.5 → 1.5. Source: embedded.",
     )
     t_max: Knob = Field(
         Ramp(start=0.98, end=0.6, power=0.5),

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from ulid import ULID
 
-from service.jobs import events, tables, tallies
+from service.jobs import events, series, tables, tallies
 from service.jobs.documents import progress_document
 from service.jobs.events import EventType
 from service.jobs.spec import JobSpec
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from service.jobs.database import Transaction
     from service.jobs.documents import Document, Row
+    from service.jobs.series import ScorePoint
 
 __all__ = ["Report", "claim", "held", "publish", "report", "sweep", "worker_lost"]
 
@@ -58,7 +59,7 @@ class Report:
     checkpoint: Checkpoint | None = None
     resumed_from_step: int | None = None
     preview: Mapping[str, Any] | None = None
-    scores: Mapping[str, float] | None = None
+    scores: Sequence[ScorePoint] = field(default=())
     warnings: Sequence[Mapping[str, str]] = field(default=())
 
 
@@ -205,8 +206,7 @@ def _tell(tx: Transaction, before: Row, told: Report) -> None:
         update(tx, before, progress_at=tx.now, progress_events=before.progress_events + 1)
     if told.preview is not None:
         events.append(tx, job_id, EventType.PREVIEW, dict(told.preview))
-    if told.scores:
-        events.append(tx, job_id, EventType.SCORE, {"step": told.step, "scores": dict(told.scores)})
+    series.keep(tx, before, told.scores)
     known = list(before.warnings)
     for warning in told.warnings:
         if dict(warning) not in known and len(known) < _MAX_WARNINGS:
@@ -253,9 +253,11 @@ def publish(
     to: JobState,
     result: Document | None,
     artifacts: Sequence[NewArtifact],
+    scores: Sequence[ScorePoint],
     retention_s: float,
 ) -> tuple[str, ...]:
     """End a held job with what it made; returns the keys of checkpoints that nobody needs any more."""
+    series.keep(tx, row, scores)
     for number, artifact in enumerate(artifacts):
         artifact_id = f"art_{ULID.from_timestamp(tx.now)}"
         place = {"id": artifact_id, "job_id": row.id, "number": number}

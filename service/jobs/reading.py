@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from service.jobs import tables
+from service.jobs import series, tables
 from service.jobs.documents import artifact_document, job_document, queue_document
 from service.jobs.fleet import pace
 from service.jobs.states import JobState
@@ -67,8 +67,13 @@ def _documents(tx: Transaction, rows: Sequence[Row]) -> list[Document]:
     ids = [row.id for row in rows]
     attempts = _children(tx, tables.attempts, "number", ids)
     made = _children(tx, tables.artifacts, "number", ids)
+    scores = series.read(tx, ids)
     queues = _queues(tx, [row for row in rows if row.state == JobState.QUEUED])
-    return [job_document(row, attempts[row.id], made[row.id], queues.get(row.id)) for row in rows]
+    return [
+        job_document(row, attempts[row.id], made[row.id], queues.get(row.id))
+        | {"score_series": scores[row.id]}
+        for row in rows
+    ]
 
 
 def _children(tx: Transaction, table: sa.Table, order: str, ids: list[str]) -> defaultdict[str, list[Any]]:

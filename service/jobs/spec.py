@@ -154,13 +154,19 @@ class JobRequest(Part):
     prompt: Prompt = Field(description="What to make, 1 to 1,000 code points.")
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = None
     seed: Seed | None = Field(None, description="Drawn at submission and kept when left out.")
-    preset: Name | None = Field(None, description="A named complete spec (none in this release).")
+    preset: Name | None = Field(
+        None,
+        description="A published experiment (`mvdream-paper`, `dreamdpo-paper`, …) that fills in what is left out; "
+        "GET /v1/methods lists them.",
+    )
     method: MethodConfig | None = None
     prior: PriorName | None = None
     rewards: Annotated[tuple[RewardUse, ...], Field(strict=False, max_length=8)] | None = None
     referee: Name | None = Field(None, description="A reward that never steers, scored for honesty.")
     steps: Steps | None = Field(None, description="Optimization steps; by default what `effort` says.")
-    effort: Effort | None = Field(None, description="preview 0, draft 100, full 300 steps.")
+    effort: Effort | None = Field(
+        None, description="preview 0, draft 100, full 300 steps; with a preset draft 2,000, full its own."
+    )
     candidates: Candidates | None = None
     mesh: Mesh | None = None
     outputs: Outputs | None = None

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from service.jobs.documents import Document
     from service.jobs.events import Event
     from service.jobs.fleet import Snapshot
+    from service.jobs.series import ScorePoint
     from service.jobs.spec import JobSpec
     from service.jobs.states import Checkpoint, Lease, LeaseAnswer, NewArtifact, Stage
 
@@ -183,14 +184,14 @@ class JobStore:
         checkpoint: Checkpoint | None = None,
         resumed_from_step: int | None = None,
         preview: Mapping[str, Any] | None = None,
-        scores: Mapping[str, float] | None = None,
+        scores: Sequence[ScorePoint] = (),
         warnings: Sequence[Mapping[str, str]] = (),
     ) -> LeaseAnswer:
         """Renew the lease and record progress.
 
         `worker_s`: seconds this attempt has held its worker so far. `checkpoint`: a new one, already in the
         object store. `resumed_from_step`: told once, when it is not the newest checkpoint's (a torn one, 0 for
-        none). `preview`, `scores` and `warnings` (`{"code", "detail"}`) become events.
+        none). `preview`, `scores` (of checkpoints, each once) and `warnings` (`{"code", "detail"}`) become events.
         """
         told = Report(
             stage,
@@ -207,13 +208,19 @@ class JobStore:
         with self._fenced() as tx:
             return leasing.report(tx, lease, told)
 
-    def finish(self, lease: Lease, result: Document, artifacts: Sequence[NewArtifact]) -> tuple[str, ...]:
+    def finish(
+        self,
+        lease: Lease,
+        result: Document,
+        artifacts: Sequence[NewArtifact],
+        scores: Sequence[ScorePoint] = (),
+    ) -> tuple[str, ...]:
         """Publish the result: the job has succeeded.
 
         `result` has `candidates, mesh, provenance, licenses`; the artifacts must already be in the object
-        store, and verified. Returns the keys of checkpoints to delete.
+        store, and verified; `scores` are those that no report has told. Returns the keys of checkpoints to delete.
         """
-        return self._publish(lease, JobState.SUCCEEDED, result, artifacts)
+        return self._publish(lease, JobState.SUCCEEDED, result, artifacts, scores)
 
     def fail(self, lease: Lease, code: FailureCode, detail: str) -> tuple[str, ...]:
         """End the attempt: queued again when `code` is retryable and attempts are left, else failed.
@@ -235,13 +242,18 @@ class JobStore:
             end_attempt_in_failure(tx, held(tx, lease), FailureCode.PREEMPTED, "the worker gave the job back")
 
     def _publish(
-        self, lease: Lease, to: JobState, result: Document | None, artifacts: Sequence[NewArtifact]
+        self,
+        lease: Lease,
+        to: JobState,
+        result: Document | None,
+        artifacts: Sequence[NewArtifact],
+        scores: Sequence[ScorePoint] = (),
     ) -> tuple[str, ...]:
         with self._fenced() as tx:
             row = lock(tx, lease.job_id)
             if row is not None and row.attempt == lease.attempt and row.state == to:
                 return ()  # the same call again, after an answer that got lost: only this attempt can have done it
-            return leasing.publish(tx, held(tx, lease), to, result, artifacts, self._retention_s)
+            return leasing.publish(tx, held(tx, lease), to, result, artifacts, scores, self._retention_s)
 
     @contextmanager
     def _fenced(self) -> Iterator[Transaction]:

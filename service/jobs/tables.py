@@ -17,6 +17,7 @@ __all__ = [
     "idempotency_keys",
     "jobs",
     "metadata",
+    "scores",
     "tallies",
     "workers",
 ]
@@ -90,6 +91,18 @@ checkpoints = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("created_at", _TIME, nullable=False),
+)
+
+scores = sa.Table(
+    "scores",
+    metadata,
+    sa.Column("job_id", _ID, sa.ForeignKey("jobs.id"), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("reward", _NAME),
+    sa.Column("reward_score", sa.Double),
+    sa.Column("referee", _NAME),
+    sa.Column("referee_score", sa.Double),
 )
 
 events = sa.Table(

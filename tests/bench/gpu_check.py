@@ -43,7 +43,7 @@ class Ramp:
 class Knobs:
     """SDS with its default knobs."""
 
-    guidance_scale: Ramp = field(default_factory=lambda: Ramp(5.0, 3.0))
+    guidance_scale: Ramp = field(default_factory=lambda: Ramp(2.5, 1.5))
     t_max: Ramp = field(default_factory=lambda: Ramp(0.98, 0.6, 0.5))
     t_min: Ramp = field(default_factory=lambda: Ramp(0.5, 0.02, 0.5))
     rescale: float = 0.5

@@ -30,7 +30,7 @@ CORE = (
 )
 TRAINERS = ("workers.embedded.export", "workers.embedded.train", "workers.embedded.train_rewards")
 """They train the rewards too, and are no part of what a job runs."""
-RAY_FILES = ("service.http.app", "workers.pool", "workers.up", "reward_models.actor")
+RAY_FILES = ("service.http.app", "workers.pool", "workers.up", "reward_models.actor", "reward_models.train")
 
 
 def _modules() -> dict[str, Path]:

@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from workers.mesh.surface import Mesh
@@ -52,11 +54,11 @@ _MATERIAL = {
 _TYPE_OF_WIDTH = {1: "SCALAR", 2: "VEC2", 3: "VEC3"}
 
 
-def write_mesh(mesh: Mesh, file_format: MeshFormat) -> bytes:
-    """Write a baked mesh in one of the formats; the same mesh gives the same bytes."""
+def write_mesh(mesh: Mesh, file_format: MeshFormat, extras: Mapping[str, Any] | None = None) -> bytes:
+    """Write a baked mesh in one of the formats; the same mesh gives the same bytes. Only a GLB keeps `extras`."""
     match file_format:
         case "glb":
-            return write_glb(mesh)
+            return write_glb(mesh, extras)
         case "obj":
             return write_obj(mesh)
         case "ply":
@@ -65,8 +67,11 @@ def write_mesh(mesh: Mesh, file_format: MeshFormat) -> bytes:
             return write_stl(mesh)
 
 
-def write_glb(mesh: Mesh) -> bytes:
-    """Write a baked mesh as binary glTF 2.0: one node, one primitive, one matte material with a PNG base color."""
+def write_glb(mesh: Mesh, extras: Mapping[str, Any] | None = None) -> bytes:
+    """Write a baked mesh as binary glTF 2.0: one node, one primitive, one matte material with a PNG base color.
+
+    `extras`, JSON of the writer's own, is kept as `asset.extras`, where it says something of the whole file.
+    """
     if mesh.skin is None:
         raise ValueError("this mesh has no colors yet; bake it before it is written as GLB.")
     positions, normals, uv, indices = _split_at_seams(mesh, mesh.skin.corner_uv)
@@ -85,8 +90,9 @@ def write_glb(mesh: Mesh) -> bytes:
     png = io.BytesIO()
     Image.fromarray(mesh.skin.texture).save(png, format="PNG")
     image_view = buffer.add_view(png.getvalue())
+    asset: dict[str, Any] = {"version": "2.0", "generator": GENERATOR}
     document = {
-        "asset": {"version": "2.0", "generator": GENERATOR},
+        "asset": asset | ({"extras": dict(extras)} if extras else {}),
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": "object"}],

@@ -85,8 +85,11 @@ def prefer(score_a: Tensor, score_b: Tensor) -> Preference:
 
 
 def override_preference(preference: Preference, score_a: Tensor, score_b: Tensor, tau: float) -> Preference:
-    """Let a second judge's scores, (V,) or (1,), decide where they differ: such a preference counts as clear (≥ τ)."""
-    decided = score_a != score_b
+    """Let a second judge's scores, (V,) or (1,), decide where they differ: such a preference counts as clear (≥ τ).
+
+    A NaN, the score of an answer that could not be read, differs from nothing.
+    """
+    decided = (score_a > score_b) | (score_a < score_b)
     a_wins = torch.where(decided, score_a > score_b, preference.a_wins)
     return Preference(a_wins, torch.where(decided, preference.gap.clamp(min=tau), preference.gap))
 
@@ -195,7 +198,7 @@ async def _compare(
 
 async def score_pair(scene: Scene, images: Tensor, judge: Reward) -> Tensor:
     """Score a pair of pictures (2, V, 3, H, W) of one object: (2, V) or (2, 1)."""
-    scores = await judge.score(images, [scene.prompt] * 2, torch.zeros(2, dtype=torch.bool))
+    scores = await judge.score(images, scene.prompts(2), torch.zeros(2, dtype=torch.bool))
     return scores.values
 
 

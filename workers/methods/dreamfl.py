@@ -148,6 +148,6 @@ async def released_loss(
 
 async def _score(scene: Scene, reward: Reward, image: Tensor) -> Scores:
     rows = len(image)
-    scores = await reward.score(image.detach(), [scene.prompt] * rows, torch.ones(rows, dtype=torch.bool))
+    scores = await reward.score(image.detach(), scene.prompts(rows), torch.ones(rows, dtype=torch.bool))
     scene.record("reward", scores.values.mean())
     return scores

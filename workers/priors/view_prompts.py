@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from workers.cameras import Cameras
 
-__all__ = ["DIRECTIONS", "camera_angles", "direction_index", "with_direction"]
+__all__ = ["DIRECTIONS", "SeenPrompt", "camera_angles", "direction_index", "seen_prompts", "with_direction"]
 
 DIRECTIONS = ("side", "front", "back", "overhead")
 """In the order of their indices; a later one overrides an earlier one."""
@@ -49,3 +51,23 @@ def camera_angles(cameras: Cameras) -> tuple[Tensor, Tensor]:
 def with_direction(prompt: str, direction: str) -> str:
     """Say in the prompt from where the object is seen; the empty prompt stays empty."""
     return f"{prompt}, {direction} view" if prompt else prompt
+
+
+class SeenPrompt(str):
+    """A prompt that also knows from which of `DIRECTIONS` each view of its row looks.
+
+    It is a plain prompt to whoever reads one text for all views.
+    """
+
+    directions: tuple[str, ...]
+
+    def __new__(cls, prompt: str, directions: Sequence[str]) -> SeenPrompt:
+        self = super().__new__(cls, prompt)
+        self.directions = tuple(directions)
+        return self
+
+
+def seen_prompts(prompt: str, cameras: Cameras) -> list[str]:
+    """Say for each group of cameras (G, V) from where its views look: G prompts."""
+    index_GV = direction_index(*camera_angles(cameras)).tolist()
+    return [SeenPrompt(prompt, [DIRECTIONS[index] for index in row]) for row in index_GV]

@@ -116,6 +116,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(
         (("  ",), "the prompt is blank"),
         (("x", "--steps", "-1"), "/steps"),
         (("x", "--method", "gan"), "gan"),
+        (("x", "--preset", "dreamdpo"), "dreamdpo-paper"),
         (("\udcff",), "/prompt"),
     ],
 )

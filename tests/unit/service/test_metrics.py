@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.jobs.series import ScorePoint
 from service.jobs.states import FailureCode, Stage, StaleLease
 from service.jobs.store import JobStore
 from service.metrics import render_metrics
@@ -13,6 +14,8 @@ from tests.unit.service.jobs.job_samples import ARTIFACTS, FakeClock, checkpoint
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from service.jobs.states import Lease
 
 
 @pytest.fixture
@@ -92,6 +95,37 @@ def test_the_metrics_agree_with_what_happened(jobs: JobStore, clock: FakeClock) 
     assert value(jobs, "referee_score_count", reward="embedded-alignment") == 1
     assert value(jobs, "mesh_faces_sum") == 9_000
     assert value(jobs, "mesh_agreement_ratio_bucket", le="0.975") == 1
+
+
+def test_a_reward_that_rises_while_its_referee_falls_shows_as_divergence(
+    jobs: JobStore, clock: FakeClock
+) -> None:
+    names = {"reward": "embedded-multiview", "referee": "embedded-alignment"}
+    gauge = ("referee_divergence_ratio", frozenset(names.items()))
+
+    def run(*scores: tuple[float, float]) -> Lease:
+        jobs.submit(spec_of())
+        lease = claimed(jobs)
+        points = [
+            ScorePoint(step, (names["reward"], reward), (names["referee"], referee))
+            for step, (reward, referee) in enumerate(scores)
+        ]
+        jobs.report(lease, stage=Stage.COARSE, step=10, steps_total=300, scores=points)
+        return lease
+
+    run((0.5, 0.5))
+    assert gauge not in samples(jobs), "one checkpoint shows nothing"
+    run((0.1, 0.1), (0.2, 0.2), (0.3, 0.3))
+    assert samples(jobs)[gauge] == 0
+    hacked = run((0.1, 0.1), (0.2, 0.6), (0.4, 0.9), (0.9, 0.0), (0.3, 0.5))
+    # The reward finds 0.1 and 0.2 worse than the newest 0.3; of these the referee finds the second better.
+    assert samples(jobs)[gauge] == pytest.approx((0 + 1 / 2) / 2)
+    jobs.finish(
+        hacked, result_of(), ARTIFACTS, [ScorePoint(300, (names["reward"], 1.0), (names["referee"], 0.0))]
+    )
+    assert samples(jobs)[gauge] == pytest.approx((0 + 4 / 5) / 2)
+    clock.advance(3_601)
+    assert samples(jobs)[gauge] == 0, "jobs that ended long ago do not count"
 
 
 def test_histograms_are_cumulative(jobs: JobStore, clock: FakeClock) -> None:

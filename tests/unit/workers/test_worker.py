@@ -107,7 +107,9 @@ def test_a_field_without_an_object_fails_as_empty_mesh(service: Service) -> None
     assert job["error"]["code"] == "empty-mesh"
 
 
-def test_memory_that_runs_out_is_tried_again_and_counted_as_a_failure(service: Service) -> None:
+def test_memory_that_runs_out_is_tried_again_and_counted_as_a_failure(tmp_path: Path) -> None:
+    service = Service(tmp_path, checkpoint_interval_s=1000)  # the third score is a step's, not a checkpoint's
+
     class Hungry(TinyReward):
         num_calls = 0
 

@@ -46,7 +46,8 @@ def kill_a_worker_at(folder: Path, hop: str, count: int = 1, *, after: bool = Fa
     """Let a worker process live until it is killed at this hop."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([__name__, "torch.optim.adam", "torch._dynamo"])
-    process = processes.Process(target=live_until_killed, args=(folder, hop, count, after))
+    # A daemon: one that never met its hop must not keep the tests from ending.
+    process = processes.Process(target=live_until_killed, args=(folder, hop, count, after), daemon=True)
     process.start()
     process.join(60)
     assert process.exitcode == KILLED, f"the worker met no call {count} of {hop}"

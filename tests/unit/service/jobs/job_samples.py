@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from service.jobs.admission import parse_request, with_defaults
+from service.jobs.admission import parse_request
 from service.jobs.capabilities import embedded_capabilities
+from service.jobs.defaults import with_defaults
 from service.jobs.states import Checkpoint, NewArtifact
 from service.settings import Settings
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from service.jobs.admission import admit, check_runnable, with_defaults
+from service.jobs.admission import admit
 from service.jobs.capabilities import Capabilities, PartFacts, RewardFacts, embedded_capabilities
+from service.jobs.defaults import with_defaults
 from service.jobs.errors import Refused
+from service.jobs.runnable import check_runnable
 from service.jobs.spec import JobRequest, SdsMethod
 from service.settings import Settings
 from tests.unit.service.jobs.job_samples import spec_of
@@ -130,6 +132,12 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"method": {"name": "sds", "guidance_scale": 10**400}}, "/method/guidance_scale/start", "number"),
     ({"method": {"name": "sds", "t_min": 0.9}}, "/method", "t_min exceeds t_max"),
     ({"prior": "sdxl"}, "/prior", "'embedded'"),
+    ({"preset": "dreamdpo"}, "/preset", "expected one of the presets mvdream-paper"),
+    (
+        {"preset": "mvdream-paper", "method": {"name": "sds", "t_min": 0.55}},
+        "/method",
+        "of preset 'mvdream-paper'",
+    ),
     ({"rewards": "embedded-multiview"}, "/rewards", "array"),
     ({"rewards": [{"name": "A B"}]}, "/rewards/0/name", "pattern"),
     ({"rewards": [{"name": "x", "weight": 0}]}, "/rewards/0/weight", "greater"),
@@ -183,7 +191,7 @@ UNAVAILABLE: list[tuple[dict[str, Any], str, str]] = [
     ({"method": "dreamfl", "rewards": [{"name": "lmm"}]}, "/rewards/0/name", "gradient"),
     ({"effort": "preview"}, "/effort", "preview"),
     ({"mesh": {"formats": ["obj"]}}, "/mesh/formats/1", "obj"),
-    ({"preset": "dreamdpo-paper"}, "/preset", "presets"),
+    ({"preset": "dreamdpo-paper"}, "/prior", "there is: embedded"),
     ({"candidates": {"count": 2}}, "/candidates/count", "candidate"),
     ({"outputs": {"turntable": True}}, "/outputs/turntable", "turntables"),
     ({"limits": {"max_gpu_s": 5}}, "/limits/max_gpu_s", "GPU seconds"),

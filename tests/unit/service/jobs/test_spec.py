@@ -35,7 +35,7 @@ def test_a_plain_number_is_a_ramp_that_stays() -> None:
 
 def test_the_embedded_defaults_are_those_of_the_design() -> None:
     method = SdsMethod()
-    assert [method.guidance_scale.at(0), method.guidance_scale.at(1)] == [5.0, 3.0]
+    assert [method.guidance_scale.at(0), method.guidance_scale.at(1)] == [2.5, 1.5]
     assert [method.t_max.at(0), method.t_max.at(1)] == pytest.approx([0.98, 0.6])
     assert [method.t_min.at(0), method.t_min.at(1)] == pytest.approx([0.5, 0.02])
     assert method.rescale == 0.5

@@ -14,6 +14,7 @@ from service.jobs import tables
 from service.jobs.capabilities import Capabilities, PartFacts, embedded_capabilities
 from service.jobs.errors import IdempotencyKeyReused, QueueFull, StoreUnavailable
 from service.jobs.events import progress_is_due
+from service.jobs.series import ScorePoint
 from service.jobs.states import FailureCode, JobState, Stage, StaleLease
 from service.jobs.store import JobStore
 from tests.unit.service.jobs.job_samples import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 DOCUMENT_KEYS = {
     "id", "status", "created_at", "started_at", "ended_at", "retry_of", "batch_id", "spec", "queue", "stage",
     "progress", "attempts", "failures", "cancel_requested", "warnings", "result", "error",
+    "score_series",
 }  # fmt: skip
 
 
@@ -499,7 +501,8 @@ def test_events_are_complete_ordered_and_read_without_loss_or_repetition(store: 
     warning = {"code": "unknown-words", "detail": "the prior does not know 'fluffy'"}
     for _ in range(2):
         store.report(lease, stage=Stage.COARSE, step=1, steps_total=300, warnings=[warning])
-    store.report(lease, stage=Stage.EXPORT, step=300, steps_total=300, scores={"embedded-multiview": 0.5})
+    scores = [ScorePoint(300, ("embedded-multiview", 0.5), None)]
+    store.report(lease, stage=Stage.EXPORT, step=300, steps_total=300, scores=scores)
     store.finish(lease, result_of(), ARTIFACTS)
     events = store.events(job_id)
     assert [event["type"].removeprefix("job.") for event in events] == [
@@ -514,6 +517,47 @@ def test_events_are_complete_ordered_and_read_without_loss_or_repetition(store: 
     document = store.get(job_id)
     assert document is not None
     assert document["warnings"] == [warning]
+
+
+def scored(step: int, reward: float, referee: float) -> ScorePoint:
+    return ScorePoint(step, ("embedded-multiview", reward), ("embedded-alignment", referee))
+
+
+def test_both_series_of_scores_are_kept_per_checkpoint_in_document_and_events(store: JobStore) -> None:
+    job_id = submitted(store)
+    lease = claimed(store)
+    points = [scored(10, 0.1, 0.3), scored(20, 0.2, 0.4)]
+    for _ in range(2):  # its answer may have got lost
+        store.report(lease, stage=Stage.COARSE, step=20, steps_total=300, scores=points)
+    last = ScorePoint(300, None, ("embedded-alignment", 0.5))
+    store.finish(lease, result_of(), ARTIFACTS, [points[1], last])
+    document = store.get(job_id)
+    assert document is not None
+    assert document["score_series"] == [point.document() for point in (*points, last)]
+    assert document["score_series"][0] == {
+        "step": 10,
+        "reward": {"name": "embedded-multiview", "score": 0.1},
+        "referee": {"name": "embedded-alignment", "score": 0.3},
+    }
+    assert document["score_series"][2]["reward"] is None
+    told = [event["data"] for event in store.events(job_id) if event["type"] == "job.score"]
+    assert told == document["score_series"]
+    (listed,), _ = store.list_jobs()
+    assert listed == document
+
+
+def test_steps_that_are_done_again_replace_their_scores(store: JobStore) -> None:
+    job_id = submitted(store)
+    first = [scored(step, 0.1 * step, 0.5) for step in (1, 2, 3)]
+    lease = claimed(store)
+    store.report(lease, stage=Stage.COARSE, step=3, steps_total=300, scores=first)
+    store.release(lease)
+    again = scored(2, 0.7, 0.7)
+    store.report(claimed(store, "worker-2"), stage=Stage.COARSE, step=2, steps_total=300, scores=[again])
+    document = store.get(job_id)
+    assert document is not None
+    assert document["score_series"] == [first[0].document(), again.document()]
+    assert types_of(store, job_id).count("score") == 4, "the log forgets nothing"
 
 
 def test_progress_events_are_thinned_without_a_gap(store: JobStore, clock: FakeClock) -> None:

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from service.jobs.spec import SdsMethod
 from tests.unit.workers.priors.tiny_priors import (
     TOKENS,
     random_views,
     write_mvdream_folder,
     write_stable_diffusion,
 )
-from workers.cameras import orbit_cameras
+from workers.cameras import CameraRig, orbit_cameras
 from workers.contracts import Schedule
 from workers.diffusion import add_noise
+from workers.fields.voxel import VoxelField
+from workers.methods import make_method
 from workers.priors.stable_diffusion import (
     StableDiffusionPrior,
     load_stable_diffusion,
@@ -22,6 +25,7 @@ from workers.priors.stable_diffusion import (
     x0_from_velocity,
 )
 from workers.priors.view_prompts import DIRECTIONS
+from workers.scene import Scene
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,3 +132,19 @@ def test_missing_weights_are_named_with_the_candidates(tmp_path: Path) -> None:
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ValueError, match="no weights in 'vae'; expected one of diffusion_pytorch_model"):
         load_stable_diffusion(tmp_path, TOKENS)
+
+
+def test_a_scene_avoids_its_negative_prompt_from_everywhere(prior: StableDiffusionPrior) -> None:
+    scene = Scene(
+        prompt="a cat",
+        negative_prompt="blurry",
+        prior=prior,
+        method=make_method(SdsMethod(), None),
+        field=VoxelField(coarse=4, fine=6),
+        rig=CameraRig(num_views=1),
+        seed=0,
+        steps_total=1,
+    )
+    assert torch.equal(scene.text[:1], prior.encode_text(["a cat"]))
+    assert torch.equal(scene.text[1:], prior.encode_negative_text(["blurry"]))
+    assert not torch.equal(scene.text[1:], prior.encode_text(["blurry"]))

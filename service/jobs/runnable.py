@@ -1,0 +1,189 @@
+"""Could a worker of this server run a job? If not, the field that is the matter, and a way out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from service.jobs.defaults import judges, steering
+from service.jobs.errors import FieldProblem, RefusalCode, Refused
+from service.jobs.spec import DreamFlMethod, JobSpec, SdsMethod
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from service.jobs.capabilities import AbsentFacts, Capabilities, PartFacts
+
+__all__ = ["check_runnable"]
+
+
+def check_runnable(spec: JobSpec, capabilities: Capabilities) -> None:
+    """Raise `Refused` when no worker of this server could run `spec`, naming the field and a way out."""
+    _check_release(spec)
+    _check_parts(spec, capabilities)
+    _check_steering(spec, capabilities)
+    _check_licenses(spec, capabilities)
+
+
+def _refusal(code: RefusalCode, pointer: str, detail: str, suggestion: str) -> Refused:
+    return Refused(code, [FieldProblem(pointer, detail)], suggestion)
+
+
+def _check_release(spec: JobSpec) -> None:
+    """Refuse what the job format has but this release has not: nothing asked for is silently ignored."""
+    absent = [
+        ("/candidates/count", "more than one candidate", spec.candidates.count > 1),
+        ("/outputs/turntable", "turntables", spec.outputs.turntable),
+        ("/limits/max_gpu_s", "budgets in GPU seconds", spec.limits.max_gpu_s is not None),
+        ("/webhook", "webhooks", spec.webhook is not None),
+    ]
+    problems = [
+        FieldProblem(where, f"this release has no {what} yet") for where, what, asked in absent if asked
+    ]
+    if problems:
+        raise Refused("method-unavailable", problems, "Leave it out.")
+    if (spec.effort == "preview") != (spec.steps == 0):
+        raise _refusal(
+            "invalid-request",
+            "/steps",
+            f"effort 'preview' optimizes nothing, but steps is {spec.steps}",
+            "Leave steps out, or choose effort 'draft' or 'full'.",
+        )
+
+
+def _check_parts(spec: JobSpec, can: Capabilities) -> None:
+    """Refuse a method, prior, reward, effort or mesh format that no worker has."""
+    # The prior first: without its weights nothing else of a published job is worth a sentence.
+    _check_known("/prior", "prior", spec.prior, can.priors, can.absent_priors)
+    for pointer, name in _rewards(spec):
+        _check_known(
+            pointer, "judge" if "method" in pointer else "reward", name, can.rewards, can.absent_rewards
+        )
+    _check_known("/method", "method", spec.method.name, can.methods)
+    for index, reward in enumerate(spec.rewards):
+        version = can.rewards[reward.name].version
+        if reward.version is not None and reward.version != version:
+            raise _refusal(
+                "method-unavailable",
+                f"/rewards/{index}/version",
+                f"found {reward.version!r}, but this server has {version or 'only the unversioned one'}",
+                "Leave the version out to use the one that is there.",
+            )
+    _check_known("/effort", "effort", spec.effort, can.efforts)
+    for index, form in enumerate(spec.mesh.formats):
+        _check_known(f"/mesh/formats/{index}", "mesh format", form, can.mesh_formats)
+
+
+def _rewards(spec: JobSpec) -> list[tuple[str, str]]:
+    """Name all rewards that a job asks, each with its pointer."""
+    named = [(f"/rewards/{index}/name", reward.name) for index, reward in enumerate(spec.rewards)]
+    named += judges(spec.method)
+    return named if spec.referee is None else [*named, ("/referee", spec.referee)]
+
+
+def _check_known(
+    pointer: str,
+    what: str,
+    name: str,
+    known: Mapping[str, object] | tuple[str, ...],
+    absent: Mapping[str, AbsentFacts] | None = None,
+) -> None:
+    if name in known:
+        return
+    if absent and name in absent:
+        facts = absent[name]
+        detail = f"{what} '{name}' needs {' and '.join(facts.missing)}, which no live worker has"
+        raise _refusal("method-unavailable", pointer, detail, facts.how)
+    have = ", ".join(sorted(known)) or "none"
+    raise _refusal(
+        "method-unavailable",
+        pointer,
+        f"no live worker has the {what} '{name}'; there is: {have}",
+        "GET /v1/methods and /v1/rewards list what this server can do now.",
+    )
+
+
+def _check_steering(spec: JobSpec, can: Capabilities) -> None:
+    """Refuse a method without the reward that it needs, and a referee that is not impartial."""
+    method = spec.method
+    names = [reward.name for reward in spec.rewards]
+    if len(set(names)) != len(names):
+        raise _refusal(
+            "invalid-request",
+            "/rewards",
+            f"a reward is named twice: {', '.join(names)}",
+            "Add the weights up.",
+        )
+    if not isinstance(method, SdsMethod) and not names:
+        raise _refusal(
+            "invalid-request",
+            "/rewards",
+            f"method '{method.name}' follows rewards, but the list is empty",
+            f"Name one of {', '.join(sorted(can.rewards))}, or choose method 'sds'.",
+        )
+    if isinstance(method, DreamFlMethod):
+        _check_differentiable(names, can)
+    if not isinstance(method, SdsMethod):
+        _check_views(spec, can)
+    if spec.referee is not None and spec.referee in steering(method, spec.rewards):
+        raise _refusal(
+            "referee-is-reward",
+            "/referee",
+            f"'{spec.referee}' steers this job, so its score would flatter the result",
+            "Choose a referee that is neither among the rewards nor the judge, or leave it out.",
+        )
+
+
+def _check_differentiable(names: list[str], can: Capabilities) -> None:
+    fit = sorted(name for name, facts in can.rewards.items() if facts.differentiable)
+    for index, name in enumerate(names):
+        if not can.rewards[name].differentiable:
+            raise _refusal(
+                "method-unavailable",
+                f"/rewards/{index}/name",
+                f"method 'dreamfl' follows the reward's gradient, but '{name}' has none",
+                f"Choose a differentiable reward ({', '.join(fit) or 'this server has none'}), "
+                "or method 'dreamdpo'.",
+            )
+
+
+def _check_views(spec: JobSpec, can: Capabilities) -> None:
+    """Refuse a reward that scores several views together, on a prior that makes another number of them."""
+    made = can.priors[spec.prior].views
+    asked = judges(spec.method) or _rewards(spec)[:1]
+    for pointer, name in asked:
+        wanted = can.rewards[name].views
+        if made is not None and wanted is not None and wanted != made:
+            raise _refusal(
+                "method-unavailable",
+                pointer,
+                f"'{name}' scores {wanted} views of an object together, but prior '{spec.prior}' makes {made} a call",
+                "Choose a reward that scores single views, or another prior.",
+            )
+
+
+def _check_licenses(spec: JobSpec, can: Capabilities) -> None:
+    """Refuse parts whose licenses do not allow commercial use when the job asks for `commercial_ok`."""
+    if spec.license_policy == "any":
+        return
+    parts: list[tuple[str, str, PartFacts]] = [
+        ("/method", spec.method.name, can.methods[spec.method.name]),
+        ("/prior", spec.prior, can.priors[spec.prior]),
+        *((pointer, name, can.rewards[name]) for pointer, name in _rewards(spec)),
+    ]
+    problems = [
+        FieldProblem(
+            pointer, f"'{name}' is licensed as {_said(facts.license)}, which does not allow commercial use"
+        )
+        for pointer, name, facts in parts
+        if not facts.commercial_ok
+    ]
+    if problems:
+        raise Refused(
+            "license-refused", problems, "Choose parts whose license allows it, or license_policy 'any'."
+        )
+
+
+def _said(license_: str) -> str:
+    return (
+        "NOASSERTION (nobody has said how its weights may be used)" if license_ == "NOASSERTION" else license_
+    )

@@ -1,0 +1,166 @@
+"""The commands `dreamserve weights …`: which published checkpoints there are, are they sound, bring them in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from workers.artifacts import Artifact
+    from workers.weights_import import Verified
+
+__all__ = ["weights_app"]
+
+SHOWN = 5
+"""Names of unused tensors that are shown."""
+
+weights_app = typer.Typer(
+    name="weights",
+    help="Published checkpoints: list, check, import. Nothing is ever downloaded.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Folder = Annotated[
+    Path | None,
+    typer.Option(help="The weights folder; default: DREAMSERVE_WEIGHTS_FOLDER, else in the data folder."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document a line.")]
+
+
+@weights_app.command("list")
+def list_weights(folder: Folder = None, as_json: AsJson = False) -> None:
+    """List the priors and rewards that can be imported: files, size, license, present or missing."""
+    from workers.artifacts import ARTIFACTS
+
+    weights = _weights(folder)
+    for artifact in ARTIFACTS.values():
+        missing = artifact.missing(weights)
+        if as_json:
+            _print_json(_described(artifact, missing))
+            continue
+        use = "commercial use allowed" if artifact.commercial_ok else "no commercial use"
+        state = "missing" if missing else "present"
+        typer.echo(f"{artifact.name:<22}{state:<9}{artifact.size:<18}{artifact.license} ({use})")
+        for one in missing or map(str, artifact.files):
+            typer.echo(f"    {'needs ' if missing else ''}{one}")
+    _say(
+        f"The weights folder is {weights}. Bring in what you have fetched with `dreamserve weights import PATH`."
+    )
+
+
+@weights_app.command()
+def check(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all there are.")
+    ] = None,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify imported checkpoints: their hashes, and their layout by loading them; exit 1 if one is not sound."""
+    from workers.artifacts import ARTIFACTS
+    from workers.weights_import import check_artifact
+
+    weights = _weights(folder)
+    if unknown := set(names or ()) - ARTIFACTS.keys():
+        _refuse(f"there is no artifact '{min(unknown)}'; there are {', '.join(ARTIFACTS)}")
+    chosen = [ARTIFACTS[name] for name in names or ARTIFACTS]
+    status = 0
+    for artifact in chosen:
+        if not artifact.present(weights) and not names:
+            continue
+        try:
+            done = check_artifact(artifact, weights)
+        except (ValueError, OSError) as error:
+            status = 1
+            _tell_fault(artifact.name, error, as_json)
+            continue
+        status = max(status, int(bool(done.missing)))
+        _tell(done, "is sound", as_json)
+    raise typer.Exit(status)
+
+
+@weights_app.command("import")
+def import_weights(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file or folder that was fetched.")],
+    name: Annotated[
+        str | None, typer.Option("--as", help="What it is, where its name does not tell (model.safetensors).")
+    ] = None,
+    link: Annotated[bool, typer.Option("--link", help="Link to the files instead of copying them.")] = False,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a checkpoint and put it into the weights folder, whole or not at all; exit 2: foreign, 1: damaged."""
+    from workers.weights_import import import_files, recognize
+
+    weights = _weights(folder)
+    try:
+        found = recognize(path, name)
+    except ValueError as error:
+        _refuse(str(error))
+    for one in found:
+        try:
+            done = import_files(one, weights, link=link)
+        except (ValueError, OSError) as error:
+            _tell_fault(one.artifact.name, error, as_json)
+            raise typer.Exit(1) from None
+        _tell(done, "is imported", as_json)
+    _say("Restart the workers: they look into the weights folder when they start.")
+
+
+def _described(artifact: Artifact, missing: list[str]) -> dict[str, Any]:
+    return {
+        "name": artifact.name,
+        "kind": artifact.kind,
+        "present": not missing,
+        "missing": missing,
+        "files": [
+            {"name": file.name, "origin": file.origin, "sha256": file.sha256} for file in artifact.files
+        ],
+        "size": artifact.size,
+        "license": artifact.license,
+        "commercial_ok": artifact.commercial_ok,
+    }
+
+
+def _tell(done: Verified, what: str, as_json: bool) -> None:
+    if as_json:
+        _print_json(done._asdict() | {"error": None})
+        return
+    if done.missing:
+        typer.echo(f"{done.name} can be read, but is not whole: it needs {' and '.join(done.missing)}")
+        return
+    typer.echo(f"{done.name} {what}: sha256 {done.sha256}")
+    if done.unused:
+        shown = ", ".join(done.unused[:SHOWN]) + (" …" if len(done.unused) > SHOWN else "")
+        _say(f"  {len(done.unused)} tensors in it have no use here: {shown}")
+
+
+def _tell_fault(name: str, error: Exception, as_json: bool) -> None:
+    if as_json:
+        _print_json({"name": name, "sha256": None, "missing": [], "unused": [], "error": str(error)})
+    _say(f"Error: {name}: {error}")
+
+
+def _weights(folder: Path | None) -> Path:
+    from service.settings import Settings
+
+    return Settings().weights_folder if folder is None else folder.expanduser().absolute()
+
+
+def _refuse(sentence: str) -> NoReturn:
+    _say(f"Error: {sentence}")
+    raise typer.Exit(2)
+
+
+def _say(sentence: str) -> None:
+    typer.echo(sentence, err=True)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    typer.echo(json.dumps(document))
