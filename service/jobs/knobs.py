@@ -142,11 +142,11 @@ class DreamFlMethod(DistillationKnobs):
 
     name: Literal["dreamfl"] = "dreamfl"
     reward_weight: float = Field(
-        0.3,
+        0.001,
         ge=0,
         le=1_000,
         description="λ of the forms `lambda` and `paper`, weight of the reward's gradient (no unit); 0 is plain "
-        "SDS. Source: embedded (1 added color speckle).",
+        "SDS. Source: embedded (from .01 on the reward is fooled).",
     )
     form: Literal["guidance1", "guidance2", "lambda", "paper"] = Field(
         "lambda",
