@@ -95,12 +95,15 @@ def described(descriptions: list[Description]) -> tuple[dict[str, Tensor], Tenso
     return truth, torch.from_numpy(boxes)
 
 
+def noun_classes(names: Tensor) -> Tensor:
+    """Classes (N, 2) of the nouns of a batch: the last one where it says −1, that nothing stands in this slot."""
+    return torch.where(names < 0, len(NAMES), names)
+
+
 def choices_of(batch: Batch) -> TextChoices:
     """One-hot choices of a painted batch, as the text encoder would make them if it were never wrong."""
-    absent = batch.names < 0
-    names = torch.where(absent, len(NAMES), batch.names)
     return TextChoices(
-        F.one_hot(names, len(NAMES) + 1).float(),
+        F.one_hot(noun_classes(batch.names), len(NAMES) + 1).float(),
         F.one_hot(batch.colors, len(COLORS) + 1).float(),
         F.one_hot(batch.accents, len(COLORS) + 1).float(),
         F.one_hot(batch.sizes, len(SIZES)).float(),

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from reward_models.embedded import NEXT, EmbeddedReward, EmbeddedRewardConfig, SlotLogits, match_score
 from workers.cameras import Cameras
-from workers.diffusion import alpha_sigma
+from workers.diffusion import alpha_sigma, clamp_latents, guide
 from workers.embedded.captions import random_caption, vocabulary
 from workers.embedded.damage import damaged, weathered
 from workers.embedded.dataset import NO_COLOR, VIEWS, Batch, Pictures
 from workers.embedded.outputs import Outputs
-from workers.embedded.train_prior import choices_of, described
+from workers.embedded.train_prior import choices_of, described, noun_classes
 from workers.embedded.trained import averaged_prior, weak_prior
 from workers.embedded.training import TrainingRun, has_fast_bfloat16, muon
 from workers.embedded.world import COLORS, NAMES, RELATIONS, random_description
@@ -112,7 +112,7 @@ def _viewer_loss(
     worse, hurt = damaged(latents, generator)
     seen, soundness = reward.viewer(latents_to_image(torch.cat([latents, worse])).to(device))
     seen = SlotLogits(*(x[: len(latents)] for x in seen))
-    value, wrong = _choice_loss(seen, torch.where(names < 0, len(NAMES), names), colors, relation)
+    value, wrong = _choice_loss(seen, noun_classes(names), colors, relation)
     sound = torch.cat([torch.ones_like(hurt), ~hurt]).to(device)
     unsound = F.binary_cross_entropy_with_logits(soundness, sound.float())
     told = ((soundness > 0) == sound).float().mean()
@@ -158,15 +158,15 @@ class _Comparisons(NamedTuple):
         t = torch.randint(20, 980, (NUM_COMPARED,), generator=generator)
         alpha, sigma = alpha_sigma(prior.schedule, t, start)
         text = prior.slot_encoder(choices_of(some))
+        twice = Cameras(*(torch.cat([x, x]) for x in some.cameras))
         x0 = []
         for _ in range(2):
             noisy = alpha * start + sigma * torch.randn(start.shape, generator=generator)
-            twice = Cameras(*(torch.cat([x, x]) for x in some.cameras))
             answer = prior.predict(
                 torch.cat([noisy] * 2), torch.cat([t, t]), torch.cat([text, 0 * text]), twice
             )
             conditional, unconditional = answer.now().x0.float().chunk(2)
-            x0.append((unconditional + GUIDANCE * (conditional - unconditional)).clamp(-1, 1))
+            x0.append(clamp_latents(guide(conditional, unconditional, GUIDANCE), prior.latent_range))
         a, b = x0
         true = latents_to_image(some.latents)
         error_a, error_b = ((latents_to_image(x) - true).square().mean((1, 2, 3, 4)) for x in x0)
@@ -180,8 +180,11 @@ def _first(column: Any, count: int) -> Any:
 
 def _certain(words: Batch | Outputs) -> SlotLogits:
     """What the reader would answer for captions of these classes if it were never in doubt."""
-    names = torch.where(words.names < 0, len(NAMES), words.names)
-    choices = ((names, len(NAMES) + 1), (words.colors, len(COLORS) + 1), (words.relation, len(RELATIONS)))
+    choices = (
+        (noun_classes(words.names), len(NAMES) + 1),
+        (words.colors, len(COLORS) + 1),
+        (words.relation, len(RELATIONS)),
+    )
     return SlotLogits(*(CERTAIN * F.one_hot(chosen, classes).float() for chosen, classes in choices))
 
 

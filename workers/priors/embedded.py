@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from workers.cameras import Cameras
 from workers.contracts import Prediction, Views, asked
-from workers.diffusion import alpha_sigma, cosine_schedule
+from workers.diffusion import alpha_sigma, clamp_latents, cosine_schedule, guide
 from workers.priors.embedded_unet import MultiViewUNet, SlotEncoder, TextChoices
 from workers.priors.rgba import composite, encode_rgba, latents_to_image
 
@@ -246,7 +246,7 @@ def sample_views(
     for t, after in zip(times, [*times[1:], None], strict=True):
         answer = prior.predict(torch.cat([x, x]), t.expand(2 * count), both, twice).now()
         cond, uncond = answer.x0.chunk(2)
-        x0 = (uncond + guidance_scale * (cond - uncond)).clamp(-1, 1)
+        x0 = clamp_latents(guide(cond, uncond, guidance_scale), prior.latent_range)
         noise = (x - alphas[t].sqrt() * x0) / (1 - alphas[t]).sqrt()
         x = x0 if after is None else alphas[after].sqrt() * x0 + (1 - alphas[after]).sqrt() * noise
     return x
