@@ -22,14 +22,14 @@ def everyday_objects() -> list[Description]:
 
 
 def held_out_pairs(count: int, seed: int = 12) -> list[Description]:
-    """The demo's pair, then random pairs whose shapes and colors were never trained on together."""
+    """The demo's pair, then random pairs, each another, whose shapes and colors were never trained on together."""
     rng = np.random.default_rng(seed)
     pairs = [Description(Thing("cube", "red"), Thing("cylinder", "blue"), "on")]
     while len(pairs) < count:
         a, b = (Thing(str(rng.choice(SHAPES)), str(rng.choice(COLORS))) for _ in range(2))
-        relation = "on" if rng.random() < 0.6 else "next"
-        if is_held_out(a, b):
-            pairs.append(Description(a, b, relation))
+        pair = Description(a, b, "on" if rng.random() < 0.6 else "next")
+        if is_held_out(a, b) and pair not in pairs:
+            pairs.append(pair)
     return pairs
 
 
