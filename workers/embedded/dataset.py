@@ -152,9 +152,15 @@ class Pictures:
     def __len__(self) -> int:
         return len(self._columns["relation"])
 
-    def sample(self, count: int, generator: torch.Generator) -> Batch:
-        """Draw and paint `count` pictures; no held-out combination of shapes and colors is ever painted."""
-        rows = torch.randint(len(self), (count,), generator=generator)
+    def sample(self, count: int, generator: torch.Generator, ring_stacks: float = 1.0) -> Batch:
+        """Draw and paint `count` pictures; no held-out combination of shapes and colors is ever painted.
+
+        Stacks with a ring are drawn `ring_stacks` times as often as anything else.
+        """
+        stacked = self._columns["relation"] == RELATIONS.index("on")
+        ringed = stacked & (self._columns["names"] == NAMES.index("torus")).any(1)
+        shares = torch.where(ringed, ring_stacks, 1.0)
+        rows = torch.multinomial(shares, count, replacement=True, generator=generator)
         return self.paint(rows, generator)
 
     def paint(self, rows: Tensor, generator: torch.Generator) -> Batch:
