@@ -52,13 +52,13 @@ class JobStore:
         clock: Clock = database_time,
     ) -> None:
         """Connect to `url` (SQLAlchemy) and create the tables that are missing."""
-        self._database = Database(url, clock)
+        self.database = Database(url, clock)
         self._retention_s = retention_s
         self._max_queued = max_queued
 
     def close(self) -> None:
         """Close all connections."""
-        self._database.close()
+        self.database.close()
 
     # ---- for the frontend
 
@@ -76,7 +76,7 @@ class JobStore:
         """
         assert (idempotency_key is None) == (body_hash is None), "a key comes with the hash of its body"
         try:
-            with self._database.writing() as tx:
+            with self.database.writing() as tx:
                 known = _known_job(tx, idempotency_key, body_hash)
                 job_id = known or _insert_job(tx, spec, warnings, self._max_queued)
                 if idempotency_key is not None and known is None:
@@ -90,7 +90,7 @@ class JobStore:
                 document = reading.get(tx, job_id)
         except IntegrityError:
             # Another request with this key committed first (possible on PostgreSQL only).
-            with self._database.reading() as tx:
+            with self.database.reading() as tx:
                 known = _known_job(tx, idempotency_key, body_hash)
                 assert known is not None
                 document = reading.get(tx, known)
@@ -99,13 +99,13 @@ class JobStore:
 
     def submitted_before(self, idempotency_key: str, body_hash: str) -> Document | None:
         """Find the job that this key has made; raises `IdempotencyKeyReused` if it came with another body."""
-        with self._database.reading() as tx:
+        with self.database.reading() as tx:
             known = _known_job(tx, idempotency_key, body_hash)
             return None if known is None else reading.get(tx, known)
 
     def get(self, job_id: str) -> Document | None:
         """Tell the whole truth about one job; None when it never existed."""
-        with self._database.reading() as tx:
+        with self.database.reading() as tx:
             return reading.get(tx, job_id)
 
     def list_jobs(
@@ -118,7 +118,7 @@ class JobStore:
         cursor: str | None = None,
     ) -> tuple[list[Document], str | None]:
         """List jobs, newest first, and the cursor of the next page (None at the end)."""
-        with self._database.reading() as tx:
+        with self.database.reading() as tx:
             return reading.list_jobs(tx, status, method, metadata or {}, limit, cursor)
 
     def cancel(self, job_id: str) -> Document | None:
@@ -126,7 +126,7 @@ class JobStore:
 
         Returns the job's document, None when it never existed.
         """
-        with self._database.writing() as tx:
+        with self.database.writing() as tx:
             row = lock(tx, job_id)
             if row is not None and row.state == JobState.QUEUED:
                 update(tx, row, cancel_requested=True)
@@ -137,39 +137,39 @@ class JobStore:
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 1_000) -> list[Event]:
         """List a job's events with `id` > `after`, in order."""
-        with self._database.reading() as tx:
+        with self.database.reading() as tx:
             return events.read(tx, job_id, after, limit)
 
     def artifacts(self, job_id: str) -> list[Document]:
         """List a job's artifacts."""
-        with self._database.reading() as tx:
+        with self.database.reading() as tx:
             return reading.artifacts(tx, job_id)
 
     def artifact(self, artifact_id: str) -> tuple[Document, str] | None:
         """Describe one artifact and name its object; None when it never existed."""
-        with self._database.reading() as tx:
+        with self.database.reading() as tx:
             return reading.artifact(tx, artifact_id)
 
     def capabilities(self) -> Capabilities | None:
         """Unite what live workers have published; None when none is alive."""
-        with self._database.reading() as tx:
+        with self.database.reading() as tx:
             return fleet.live_capabilities(tx)
 
     def ping(self) -> None:
         """Raise `StoreUnavailable` unless the database answers (for /readyz)."""
-        with self._database.reading() as tx:
+        with self.database.reading() as tx:
             tx.execute(sa.select(tables.jobs.c.id).limit(1))
 
     def snapshot(self) -> Snapshot:
         """Read everything that a scrape of /metrics tells."""
-        with self._database.reading() as tx:
+        with self.database.reading() as tx:
             return fleet.snapshot(tx)
 
     # ---- for the workers: every write is fenced, and raises `StaleLease` when the job is no longer theirs
 
     def claim(self, worker: str, lease_s: float = 60.0) -> Lease | None:
         """Take the next job that may run, after a `sweep`; None when there is none."""
-        with self._database.writing() as tx:
+        with self.database.writing() as tx:
             return leasing.claim(tx, worker, lease_s)
 
     def report(
@@ -259,10 +259,10 @@ class JobStore:
     def _fenced(self) -> Iterator[Transaction]:
         """Open a writing transaction and count it when a stale lease is refused in it."""
         try:
-            with self._database.writing() as tx:
+            with self.database.writing() as tx:
                 yield tx
         except StaleLease:
-            with self._database.writing() as tx:
+            with self.database.writing() as tx:
                 tallies.count(tx, Total.FENCED_WRITES)
             raise
 
@@ -270,36 +270,36 @@ class JobStore:
 
     def worker_lost(self, worker: str) -> list[str]:
         """End the leases of a dead worker at once, and forget it; the ids of its jobs."""
-        with self._database.writing() as tx:
+        with self.database.writing() as tx:
             fleet.retire(tx, worker)
             return leasing.worker_lost(tx, worker)
 
     def sweep(self) -> int:
         """Take back leases that ran out and end queued jobs past their deadline; how many jobs changed."""
-        with self._database.writing() as tx:
+        with self.database.writing() as tx:
             return leasing.sweep(tx)
 
     def heartbeat(
         self, worker: str, *, state: str = "idle", slots: int = 1, busy_slots: int = 0, ttl_s: float = 60.0
     ) -> None:
         """Say that a worker lives; `state` is `starting | idle | busy | draining`."""
-        with self._database.writing() as tx:
+        with self.database.writing() as tx:
             fleet.heartbeat(tx, worker, state, slots, busy_slots, ttl_s)
 
     def retire(self, worker: str) -> None:
         """Forget a worker that has ended in good order."""
-        with self._database.writing() as tx:
+        with self.database.writing() as tx:
             fleet.retire(tx, worker)
 
     def publish_capabilities(self, worker: str, document: Capabilities, ttl_s: float = 60.0) -> None:
         """Say, for `ttl_s` seconds, what a worker can run."""
-        with self._database.writing() as tx:
+        with self.database.writing() as tx:
             fleet.publish(tx, worker, document, ttl_s)
 
     def add_worker_seconds(self, worker: str, seconds: Mapping[str, float]) -> None:
         """Add to the held time by use: `optimizing | loading | exporting | idle | redone`."""
         assert seconds.keys() <= _USES, f"{worker}: uses are {sorted(_USES)}, found {sorted(seconds)}"
-        with self._database.writing() as tx:
+        with self.database.writing() as tx:
             for use, amount in seconds.items():
                 tallies.count(tx, Total.WORKER_SECONDS, amount, use=use)
 

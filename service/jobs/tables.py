@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 __all__ = [
+    "LOCAL_OWNER",
     "artifacts",
     "attempts",
     "capabilities",
@@ -24,6 +25,9 @@ __all__ = [
 
 metadata = sa.MetaData()
 
+LOCAL_OWNER = "local"
+"""Whose everything is where authentication is off."""
+
 _ID = sa.String(40)
 _NAME = sa.String(200)
 _TIME = sa.Double
@@ -32,6 +36,11 @@ jobs = sa.Table(
     "jobs",
     metadata,
     sa.Column("id", _ID, primary_key=True),
+    # Whose job it is (see `keys.py`): a job of another owner does not exist for a caller.
+    sa.Column("owner", _NAME, nullable=False, default=LOCAL_OWNER),
+    sa.Column("retry_of", _ID),
+    sa.Column("batch_id", _ID),
+    sa.Column("batch_number", sa.Integer),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("spec", sa.JSON, nullable=False),
     sa.Column("method", sa.String(32), nullable=False),
