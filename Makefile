@@ -8,7 +8,7 @@ EVAL ?=
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
-.PHONY: help setup run demo check test test-all bench eval train-embedded gpu-check clean
+.PHONY: help setup run demo check test test-all chaos bench eval train-embedded gpu-check manifests clean
 
 help: ## explain each target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -17,7 +17,7 @@ setup: .venv/.installed ## make .venv with everything the other targets need
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,postgres,services]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,postgres,services,deploy]'
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt --no-deps clip-anytorch # CLIP's vocabulary only
 	touch $@
 
@@ -40,6 +40,9 @@ test: setup ## the fast tests: offline, no servers
 test-all: setup test ## also the slow ones, with Ray, an S3 server and promtool
 	$(BIN)/pytest -q -m "slow or cluster"
 
+chaos: setup ## N=1000 SEED=0: random failures from outside; did any job get lost, doubled or mixed up?
+	$(BIN)/python -m tests.chaos $(or $(N),1000) --seed $(or $(SEED),0)
+
 bench: setup ## ratios of one run; also build/bench.json
 	$(BIN)/python -m tests.bench
 
@@ -51,6 +54,10 @@ train-embedded: ## train and export the embedded models (DEVICE=cuda; needs torc
 
 gpu-check: ## prove engine, prior, field and training on this machine's GPU (CPU if none), without the service's packages
 	$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -m tests.bench.gpu_check
+
+manifests: setup ## render every overlay of k8s/ and validate it, with Dockerfile, alerts and dashboards
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/python -m tests.manifests
 
 clean: ## remove what was built (not .venv)
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -17,6 +17,7 @@ import torch
 
 from reward_models.contracts import RewardCard
 from reward_models.picture_reward import Reduction, reduce_views
+from reward_models.typical import TYPICAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
 
     from reward_models.contracts import RewardModel
 
-__all__ = ["TYPICAL", "Ensemble", "EnsembleSpec", "Member", "group_scores", "standard_member", "weighted_sum"]
+__all__ = [
+    "Ensemble",
+    "EnsembleSpec",
+    "Member",
+    "group_scores",
+    "joined_answer",
+    "standard_member",
+    "weighted_sum",
+]
 
 Z_FLOOR = 1e-4
 """Added to a group's standard deviation. Source: arXiv 2512.10949, appendix B."""
@@ -60,17 +69,6 @@ class EnsembleSpec:
             raise ValueError(f"ensemble {self.name!r} has no members: name at least one reward")
         if bad := [member for member in self.members if not member.scale > 0]:
             raise ValueError(f"ensemble {self.name!r}: the scale of {bad[0].reward!r} must be above 0")
-
-
-TYPICAL = {
-    "imagereward": (0.0, 1.0, "its own mean and standard deviation are already taken out"),
-    "reward3d": (0.0, 1.0, "as ImageReward's"),
-    "hpsv2": (0.25, 0.03, "typical of its published score tables"),
-    "hpsv2.1": (0.25, 0.03, "typical of its published score tables"),
-    "pickscore": (21.0, 1.2, "typical of generated pictures"),
-    "aesthetic": (5.5, 0.6, "typical of generated pictures"),
-}
-"""Center and spread of a reward's scores, and why: rough constants to mix rewards of different scales with."""
 
 
 def standard_member(reward: str, weight: float = 1.0, reduce: Reduction | None = "mean") -> Member:
@@ -113,15 +111,7 @@ class Ensemble:
             judges = ", ".join(r.card.name for r in self._rewards if not r.card.differentiable)
             raise ValueError(f"ensemble {self.spec.name!r} has no gradient, as {judges} only ranks images")
         answers = [reward.score_batch(images, prompts, wants_gradient) for reward in self._rewards]
-        with torch.enable_grad():
-            values = [one.detach().requires_grad_() for one, _ in answers]
-            total = weighted_sum(self.spec.members, values)
-            slopes = torch.autograd.grad(total.sum(), values)
-        # A score of one view depends on that view only, one of an object on all its views: both broadcast.
-        gradient = torch.zeros_like(images)
-        for slope, (_, of_images) in zip(slopes, answers, strict=True):
-            gradient += slope[..., None, None, None] * of_images
-        return total.detach(), gradient
+        return joined_answer(self.spec.members, answers)
 
     def score_groups(self, images: Tensor, prompts: list[str], groups: Tensor) -> Tensor:
         """Score candidates (G, V, 3, H, W) within their groups (G,) of whole numbers: (G,), without gradient."""
@@ -130,6 +120,21 @@ class Ensemble:
         if self.spec.normalization == "affine":
             return weighted_sum(self.spec.members, values).mean(1)
         return group_scores(self.spec.members, values, groups)
+
+
+def joined_answer(
+    members: Sequence[Member], answers: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Make members' answers (values, gradient), as `RewardModel.score_batch` gives them, one answer."""
+    with torch.enable_grad():
+        values = [one.detach().requires_grad_() for one, _ in answers]
+        total = weighted_sum(members, values)
+        slopes = torch.autograd.grad(total.sum(), values)
+    # A score of one view depends on that view only, one of an object on all its views: both broadcast.
+    gradient = torch.zeros_like(answers[0][1])
+    for slope, (_, of_images) in zip(slopes, answers, strict=True):
+        gradient += slope[..., None, None, None] * of_images
+    return total.detach(), gradient
 
 
 def weighted_sum(members: Sequence[Member], values: Sequence[Tensor]) -> Tensor:

@@ -7,27 +7,18 @@ Ids and JSON go to stdout, sentences to stderr. Exit codes: 0 done, 1 failed, 2 
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import typer
-from rich.console import Console
 
+from service.batch_commands import batch_app
 from service.client import DEFAULT_URL, Client, JobHandle
-from service.client_errors import (
-    ApiError,
-    ClientError,
-    InvalidRequestError,
-    JobFailedError,
-    NotFoundError,
-    ServiceUnavailableError,
-    UnauthorizedError,
-    WaitTimeoutError,
-)
+from service.client_errors import JobFailedError, ServiceUnavailableError, WaitTimeoutError
 from service.progress import ProgressBar, printable
 from service.spawn import EmbeddedService, up_command
+from service.terminal import explained_errors, print_json, say, stderr, usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,16 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 MESH_KINDS: Final = ("glb", "obj", "ply", "stl")
-INTERRUPTED: Final = 130
-EXIT_CODES: Final[tuple[tuple[type[ClientError], int], ...]] = (
-    (InvalidRequestError, 2),
-    (UnauthorizedError, 3),
-    (NotFoundError, 4),
-    (WaitTimeoutError, 5),
-    (ClientError, 1),
-)
-"""The first class that fits decides."""
-
 app = typer.Typer(
     name="dreamserve",
     help="Text to 3D objects that people prefer: submit a prompt, watch it, fetch the mesh.",
@@ -53,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(batch_app)
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="A job's id (job_…).", show_default=False)]
@@ -101,16 +83,16 @@ def generate(
         seed=seed,
         negative_prompt=negative_prompt,
     )
-    with _explained_errors(), _service_at(url, data_dir) as client:
+    with explained_errors(), _service_at(url, data_dir) as client:
         job = client.generate(prompt, **fields)
         if not as_json:
             typer.echo(job.id)
         _follow(job, timeout, as_json, embedded=client.url != url.rstrip("/"))
         job.download(output, kind)
-        _say(f"Wrote {output}")
+        say(f"Wrote {output}")
         if picture is not None:
             job.download(picture, "thumbnail")
-            _say(f"Wrote {picture}")
+            say(f"Wrote {picture}")
 
 
 @app.command()
@@ -135,12 +117,12 @@ def submit(
         seed=seed,
         negative_prompt=negative_prompt,
     )
-    with _explained_errors(), Client(url) as client:
+    with explained_errors(), Client(url) as client:
         job = client.generate(prompt, **fields)
         for warning in job.document["warnings"]:
-            _say(f"Warning: {printable(warning['detail'])}")
+            say(f"Warning: {printable(warning['detail'])}")
         if as_json:
-            _print_json(job.document)
+            print_json(job.document)
         else:
             typer.echo(job.id)
 
@@ -148,7 +130,7 @@ def submit(
 @app.command()
 def watch(job_id: JobId, timeout: Timeout = None, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Follow a job to its end; interrupting this does not interrupt the job."""
-    with _explained_errors(), Client(url) as client:
+    with explained_errors(), Client(url) as client:
         job = client.job(job_id)
         _follow(job, timeout, as_json, embedded=False)
 
@@ -161,13 +143,13 @@ def get(
 ) -> None:
     """Print a job's document, and write its mesh when -o is given."""
     kind = "glb" if output is None else _mesh_kind(output)
-    with _explained_errors(), Client(url) as client:
+    with explained_errors(), Client(url) as client:
         job = client.job(job_id)
         if output is not None:
             _check_writable(output)
             job.download(output, kind)
-            _say(f"Wrote {output}")
-        _print_json(job.document)
+            say(f"Wrote {output}")
+        print_json(job.document)
 
 
 @app.command()
@@ -181,23 +163,40 @@ def ls(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line.")] = False,
 ) -> None:
     """List jobs, newest first."""
-    with _explained_errors(), Client(url) as client:
-        jobs = client.list_jobs(status=status, method=method, page_size=min(limit, 100))
+    with explained_errors(), Client(url) as client:
+        jobs = client.jobs(status=status, method=method, page_size=min(limit, 100))
         for job, _ in zip(jobs, range(limit), strict=False):
             if as_json:
-                _print_json(job.document)
+                print_json(job.document)
             else:
                 prompt = printable(job.document["spec"]["prompt"])
                 typer.echo(f"{job.id}  {job.status:<9}  {job.document['created_at']}  {prompt}")
 
 
 @app.command()
-def cancel(job_id: JobId, url: Url = DEFAULT_URL) -> None:
+def cancel(
+    job_id: JobId,
+    keep_partial: Annotated[
+        bool, typer.Option("--keep-partial", help="Export a running job's object as it is.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
     """End a job; harmless when it has ended already."""
-    with _explained_errors(), Client(url) as client:
-        job = client.job(job_id).cancel()
-        _say(f"{job.id} is {job.status}.")
+    with explained_errors(), Client(url) as client:
+        job = client.job(job_id).cancel(keep_partial=keep_partial)
+        say(f"{job.id} is {job.status}.")
         typer.echo(job.id)
+
+
+@app.command()
+def retry(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Make a new job of an ended one's specification and print its id."""
+    with explained_errors(), Client(url) as client:
+        job = client.job(job_id).retry()
+        if as_json:
+            print_json(job.document)
+        else:
+            typer.echo(job.id)
 
 
 @contextlib.contextmanager
@@ -206,39 +205,19 @@ def _service_at(url: str, data_dir: Path | None) -> Iterator[Client]:
     with Client(url) as client:
         if client.is_there():
             if data_dir is not None:
-                _say(f"Using the service that runs at {url}; --data-dir is for one started here.")
+                say(f"Using the service that runs at {url}; --data-dir is for one started here.")
             yield client
             return
     if urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
         raise ServiceUnavailableError(
             f"No Dreamserve answers at {url}. Check the address, or leave --url out."
         )
-    _say(f"No service answers at {url}: starting an embedded one; it ends with this command.")
+    say(f"No service answers at {url}: starting an embedded one; it ends with this command.")
     with EmbeddedService(up_command(data_dir)) as embedded, Client(embedded.url) as client:
         try:
             yield client
         finally:
-            _say("Ending the embedded service …")
-
-
-@contextlib.contextmanager
-def _explained_errors() -> Iterator[None]:
-    """Turn what can go wrong into a sentence on stderr and the exit code that scripts rely on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    except ClientError as error:
-        _say(f"Error: {error}")
-        if isinstance(error, ApiError):
-            for field in error.errors[1:]:
-                _say(f"  {field['pointer']}: {field['detail']}")
-        if error.request_id:
-            _say(f"(request {error.request_id})")
-        raise typer.Exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind))) from None
-    except OSError as error:
-        _say(f"Error: {error}")
-        raise typer.Exit(1) from None
+            say("Ending the embedded service …")
 
 
 def _follow(job: JobHandle, timeout_s: float | None, as_json: bool, *, embedded: bool) -> None:
@@ -247,20 +226,20 @@ def _follow(job: JobHandle, timeout_s: float | None, as_json: bool, *, embedded:
     Raises `JobFailedError`, `WaitTimeoutError`.
     """
     try:
-        with ProgressBar(_stderr()) as bar:
+        with ProgressBar(stderr()) as bar:
             for event in job.events(timeout_s=timeout_s):
                 bar.show(event)
     except (KeyboardInterrupt, WaitTimeoutError):
         if embedded:
-            _say(f"Job {job.id} stays in the data folder and goes on when a service starts there again.")
+            say(f"Job {job.id} stays in the data folder and goes on when a service starts there again.")
         else:
-            _say(
+            say(
                 f"Job {job.id} goes on. Follow it: dreamserve watch {job.id}; end it: dreamserve cancel {job.id}"
             )
         raise
     job.refresh()
     if as_json:
-        _print_json(job.document)
+        print_json(job.document)
     if job.status != "succeeded":
         raise JobFailedError(job)
 
@@ -278,7 +257,7 @@ def _request_fields(kind: str, *, method: str | None, **others: Any) -> dict[str
 def _mesh_kind(output: Path) -> str:
     kind = output.suffix.lower().removeprefix(".")
     if kind not in MESH_KINDS:
-        _usage(f"cannot write a mesh to {output}: its name must end in .glb, .obj, .ply or .stl.")
+        usage(f"cannot write a mesh to {output}: its name must end in .glb, .obj, .ply or .stl.")
     return kind
 
 
@@ -286,24 +265,6 @@ def _check_writable(*targets: Path | None) -> None:
     """Refuse before any work is done what would fail after it."""
     for target in targets:
         if target is not None and not target.absolute().parent.is_dir():
-            _usage(f"cannot write {target}: there is no folder {target.absolute().parent}. Make it first.")
+            usage(f"cannot write {target}: there is no folder {target.absolute().parent}. Make it first.")
         if target is not None and target.is_dir():
-            _usage(f"cannot write {target}: it is a folder. Name a file in it.")
-
-
-def _usage(sentence: str) -> NoReturn:
-    _say(f"Error: {sentence}")
-    raise typer.Exit(2)
-
-
-def _stderr() -> Console:
-    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
-def _say(sentence: str) -> None:
-    typer.echo(sentence, err=True)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    # ASCII, so that no prompt can put control characters on a terminal or break a pipe's encoding.
-    typer.echo(json.dumps(document))
+            usage(f"cannot write {target}: it is a folder. Name a file in it.")

@@ -9,7 +9,7 @@ import httpx
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from service.client import JobHandle
+    from service.client_core import JobDocument
 
 __all__ = [
     "ApiError",
@@ -52,7 +52,7 @@ class DownloadError(ClientError):
 class JobFailedError(ClientError):
     """The job ended without the result that was asked for; `code` says why."""
 
-    def __init__(self, job: JobHandle) -> None:
+    def __init__(self, job: JobDocument) -> None:
         error = job.document.get("error") or {"code": job.status, "detail": f"the job was {job.status}"}
         super().__init__(f"job {job.id} {job.status}: {error['detail']} ({error['code']})")
         self.job = job
@@ -104,10 +104,9 @@ ERRORS_BY_STATUS: Final[dict[int, type[ApiError]]] = {
 
 
 def raise_for_problem(response: httpx.Response) -> None:
-    """Raise the typed error for an answer that is neither a success nor a redirect."""
+    """Raise the typed error for an answer that is neither a success nor a redirect; its body was read."""
     if response.is_success or response.is_redirect:
         return
-    response.read()
     try:
         problem = response.json()
     except ValueError:

@@ -58,6 +58,11 @@ _TOTALS: dict[Total, tuple[str, str, tuple[str, ...]]] = {
         "Jobs that failed for an empty mesh or an invalid GLB.",
         (),
     ),
+    Total.WEBHOOK_DELIVERIES: (
+        "webhook_deliveries_total",
+        "Tries to send a webhook, by outcome: delivered, retried (failed, to be sent again) or given_up.",
+        ("outcome",),
+    ),
 }
 
 _HISTOGRAMS: dict[Histogram, tuple[str, tuple[str, ...]]] = {

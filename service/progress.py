@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from service.client import Event
+    from service.client_core import Event
 
 __all__ = ["ProgressBar", "printable"]
 

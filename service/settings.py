@@ -1,4 +1,4 @@
-"""What the operator sets: the only reader of the environment (`DREAMSERVE_…`).
+"""What the operator sets: the only reader of the environment (`DREAMSERVE_…`), but for a client's DREAMSERVE_API_KEY.
 
 No setting may be called PORT or SERVICE_…: Kubernetes injects `DREAMSERVE_PORT` and the like into every
 pod beside a Service named `dreamserve`. S3 endpoint, region and credentials are boto3's `AWS_*`.
@@ -38,9 +38,21 @@ class Settings(BaseSettings):
         "auto", description="Where published networks run; auto: on a GPU if there is one."
     )
     presign_s: int = Field(300, ge=1, le=900, description="Life of a presigned download URL, seconds.")
-    auth: Literal["on", "off"] | None = Field(None, description="Default: on unless bound to loopback.")
+    auth: Literal["on", "off"] | None = Field(
+        None, description="Whether callers need a key; default: on, but off for `dreamserve up` on loopback."
+    )
 
-    workers: int = Field(1, ge=0, le=1_000, description="Worker actors to start.")
+    workers: int = Field(1, ge=0, le=1_000, description="Worker actors, at the most.")
+    min_workers: int | None = Field(
+        None,
+        ge=0,
+        le=1_000,
+        description="Workers to keep when there is little to do; default: as many as `workers`, so none comes or goes.",
+    )
+    worker_idle_s: float = Field(
+        60, ge=0, description="Seconds without work after which a spare worker ends."
+    )
+    worker_gpus: float = Field(0, ge=0, le=8, description="GPUs that a worker asks Ray for.")
     slots_per_worker: int = Field(2, ge=1, le=64, description="Scenes that a worker optimizes together.")
     torch_threads: int | None = Field(
         None, ge=1, description="CPU threads of a worker; default: torch's own choice."
@@ -57,6 +69,22 @@ class Settings(BaseSettings):
     reward_precision: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="What shared rewards on a GPU compute in; weights and gradients stay float32."
     )
+    shared_rewards: tuple[str, ...] | None = Field(
+        None,
+        description="Rewards that run in shared actors, as JSON; default: the shipped ones, and those in the weights "
+        "folder.",
+    )
+    judge_url: str | None = Field(
+        None,
+        description="OpenAI-compatible endpoint of the judge `multimodal`, up to /v1; DREAMSERVE_JUDGE_KEY is its key.",
+    )
+    judge_model: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="Model to ask there.")
+    judge_format: Literal[
+        "checklist", "quality", "unified", "unified-alignment", "consistency", "appearance"
+    ] = Field(
+        "checklist",
+        description="What it is asked; checklist: yes/no questions that it writes for each prompt.",
+    )
 
     lease_s: float = Field(60, gt=0, description="Seconds a job stays a silent worker's.")
     report_interval_s: float = Field(
@@ -68,6 +96,11 @@ class Settings(BaseSettings):
     default_max_attempts: int = Field(3, ge=1, le=20, description="limits.max_attempts when left out.")
     max_queued: int = Field(10_000, ge=1, description="Queued jobs beyond which submissions get a 429.")
     retention_days: float = Field(30, gt=0, description="Days that artifacts are kept.")
+
+    webhook_allow_private: bool = Field(
+        False,
+        description="Let webhooks reach private addresses, and loopback by http: for intranets and tests.",
+    )
 
     @model_validator(mode="after")
     def _fill_places(self) -> Self:

@@ -28,6 +28,8 @@ class Verdict(Enum):
     """The job is, or may soon be, somebody else's: stop without another word."""
     CANCEL = auto()
     DEADLINE = auto()
+    OVERDRAWN = auto()
+    """The job's budget of worker seconds is used up."""
 
 
 @dataclass(slots=True)
@@ -52,7 +54,11 @@ class Attempt:
     untold_warnings: list[dict[str, str]] = field(default_factory=list)
     untold_checkpoint: Checkpoint | None = None
     cancel_requested: bool = False
+    keep_partial: bool = False
+    """Whether the cancel wants the scene exported as it is."""
     deadline_passed: bool = False
+    overdrawn: str | None = None
+    """How the job's budget is used up, once it is."""
     ended: bool = False
     """The worker has said its last word about this attempt, or was told that it has none."""
     renewed_at: float = field(init=False)
@@ -75,7 +81,10 @@ class Attempt:
         """Note that a report which was sent at `asked_at` has renewed the lease."""
         self.renewed_at = asked_at
         self.cancel_requested |= answer.cancel_requested
+        # The newest word counts: whoever cancels again without keeping the rest gets an end at once.
+        self.keep_partial = answer.keep_partial
         self.deadline_passed |= answer.deadline_passed
+        self.overdrawn = self.overdrawn or answer.overdrawn
 
     def measure_pace(self, now: float) -> None:
         """Update `steps_per_s`, smoothed, from the steps since the stage or the last measurement began."""
@@ -93,4 +102,11 @@ class Attempt:
             return Verdict.CANCEL
         if self.deadline_passed or self.held_s(now) > self.lease.deadline_in_s:
             return Verdict.DEADLINE
+        if self.overdrawn is not None:
+            return Verdict.OVERDRAWN
         return Verdict.GO_ON
+
+    def may_publish(self, now: float) -> bool:
+        """Tell whether what it has made is wanted: also by a cancel that keeps the partial result."""
+        verdict = self.verdict(now)
+        return verdict is Verdict.GO_ON or (verdict is Verdict.CANCEL and self.keep_partial)

@@ -11,39 +11,39 @@ from typing import TYPE_CHECKING
 from service.jobs.errors import StoreUnavailable
 from service.jobs.objects import ObjectExists, ObjectMissing, checkpoint_key
 from service.jobs.states import Checkpoint
-from workers.scene import CheckpointError, load_checkpoint, save_checkpoint
+from workers.scene import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from service.jobs.objects import ObjectStore
     from workers.attempt import Attempt
-    from workers.scene import Scene
+    from workers.candidates import Team
 
-__all__ = ["CheckpointWriter", "open_scene"]
+__all__ = ["CheckpointWriter", "open_team"]
 
 log = logging.getLogger(__name__)
 
 
-def open_scene(
-    make: Callable[[], Scene], checkpoints: tuple[Checkpoint, ...], objects: ObjectStore
-) -> tuple[Scene, int | None]:
-    """Make a scene and bring it to its newest whole checkpoint: the scene, and that step (None: a fresh start).
+def open_team(
+    make: Callable[[], Team], checkpoints: tuple[Checkpoint, ...], objects: ObjectStore
+) -> tuple[Team, int | None]:
+    """Make a job's scenes and bring them to their newest whole checkpoint: and that step (None: a fresh start).
 
     A checkpoint that is missing, torn or foreign is passed over for the one before. Raises `StoreUnavailable`.
     """
     for checkpoint in checkpoints:
-        scene = make()  # anew for each: a checkpoint that fails half-way leaves a half-changed scene
+        team = make()  # anew for each: a checkpoint that fails half-way leaves a half-changed scene
         try:
             data = objects.get(checkpoint.key)
             found = hashlib.sha256(data).hexdigest()
             if found != checkpoint.sha256:
                 raise CheckpointError(f"its sha256 is {found}, expected {checkpoint.sha256}")
-            scene.load_state_dict(load_checkpoint(data))
+            team.load(data)
         except (ObjectMissing, CheckpointError) as error:
             log.warning("checkpoint %s is not usable, trying the one before: %s", checkpoint.key, error)
         else:
-            return scene, scene.step
+            return team, team.step
     return make(), None
 
 
@@ -63,12 +63,12 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self._thread.start()
 
-    def save(self, attempt: Attempt, scene: Scene) -> bool:
-        """Begin to save a scene as it is now; False while its previous checkpoint is not in the row yet."""
+    def save(self, attempt: Attempt, team: Team) -> bool:
+        """Begin to save a job's scenes as they are now; False while its previous checkpoint is not in the row yet."""
         job_id = attempt.lease.job_id
         if job_id in self._uploading or attempt.untold_checkpoint is not None:
             return False
-        data, step = save_checkpoint(scene), scene.step
+        data, step = team.save(), team.step
         self._uploading.add(job_id)
         self._tasks.put(lambda: self._upload(attempt, data, step))
         return True

@@ -12,7 +12,7 @@ tensors with a leading row dimension, lists of strings (one per row), and named 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -221,8 +221,8 @@ class Reward(Protocol):
     @property
     def name(self) -> str: ...
 
-    def score(self, images: Tensor, prompts: list[str], wants_gradient: Tensor) -> Ask[Scores]:
-        """Score images (G, V, 3, H, W) in [0, 1] for prompts (G).
+    def score(self, images: Tensor, prompts: list[str], wants_gradient: Tensor) -> Awaitable[Scores]:
+        """Score images (G, V, 3, H, W) in [0, 1] for prompts (G): awaited by a method, it asks one network or several.
 
         `wants_gradient` (G,) bool names the rows to differentiate.
         """

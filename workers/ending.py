@@ -10,6 +10,7 @@ from service.jobs.errors import StoreUnavailable
 from service.jobs.states import FailureCode, Stage, StaleLease
 from workers import publish
 from workers.attempt import Verdict
+from workers.candidates import documents, export_best, rank
 from workers.failures import failure_of
 from workers.scoring import score_point
 
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from service.jobs.states import NewArtifact
     from service.jobs.store import JobStore
     from workers.attempt import Attempt
+    from workers.candidates import Team
     from workers.networks import Networks
     from workers.publish import File
-    from workers.scene import Scene
 
 __all__ = ["Ending"]
 
@@ -48,24 +49,34 @@ class Ending:
         self._discard = discard
         self._entered = entered
 
-    def publish_scene(self, attempt: Attempt, scene: Scene, networks: Networks) -> None:
-        """Export a finished scene and publish it; the object is durable before the row says so."""
+    def publish_team(self, attempt: Attempt, team: Team, networks: Networks) -> None:
+        """Export the best of a job's scenes and publish them; the objects are durable before the row says so.
+
+        Those that have steps left are the partial result of a job that is being canceled.
+        """
         spec = attempt.lease.spec
         try:
             self._entered(attempt, Stage.EXPORT)
-            made_of = publish.glb_origin(spec, networks)
-            mesh, files = publish.export_mesh(scene, spec, networks.priors[spec.prior], made_of)
+            ranked = rank(team, networks, spec)
+            kept = export_best(ranked, networks, spec)
             self._entered(attempt, Stage.VERIFY)
+            meshes = [
+                publish.verify_mesh(
+                    one.scored.candidate.scene, one.mesh, one.files[0].content, networks.priors[spec.prior]
+                )
+                for one in kept
+            ]
+            best = kept[0].scored
+            attempt.untold_scores.append(score_point(team.step, best.said, spec))
             origin = publish.provenance(spec, networks, alone=attempt.alone)
-            candidate = publish.scores(scene, networks, spec)
-            attempt.untold_scores.append(score_point(scene.step, candidate, spec))
             result = {
-                "candidates": [candidate],
-                "mesh": publish.verify_mesh(scene, mesh, files[0].content, networks.priors[spec.prior]),
-                "provenance": origin | {"field_sha256": publish.field_sha256(scene)},
+                "candidates": documents(spec, ranked, kept),
+                "mesh": meshes[0],
+                "provenance": origin | {"field_sha256": publish.field_sha256(best.candidate.scene)},
                 "licenses": publish.licenses(spec, networks),
             }
-            self._publish(attempt, result, files)
+            files = [file for one in kept for file in one.files]
+            self._publish(attempt, result, files, partial=not team.finished)
         except Exception as error:
             self.fail(attempt, error)
 
@@ -94,6 +105,9 @@ class Ending:
             case Verdict.DEADLINE:
                 detail = f"the job was not done {lease.spec.limits.deadline_s:g} s after its submission"
                 self._say(attempt, lambda: self._store.fail(lease, FailureCode.DEADLINE_EXCEEDED, detail))
+            case Verdict.OVERDRAWN:
+                spent = attempt.overdrawn or ""
+                self._say(attempt, lambda: self._store.fail(lease, FailureCode.GPU_BUDGET_EXCEEDED, spent))
             case Verdict.LOST | Verdict.GO_ON:
                 log.warning("dropped attempt %d of %s: its lease is lost", lease.attempt, lease.job_id)
                 self._forget(attempt)
@@ -117,16 +131,16 @@ class Ending:
 
         self._say(attempt, release)
 
-    def _publish(self, attempt: Attempt, result: dict[str, Any], files: list[File]) -> None:
-        lease = attempt.lease
+    def _publish(
+        self, attempt: Attempt, result: dict[str, Any], files: list[File], *, partial: bool = False
+    ) -> None:
+        lease, write = attempt.lease, self._store.cancel_confirmed if partial else self._store.finish
         if lease.spec.outputs.report:
             files = [*files, publish.report_file(lease, result)]
         self._entered(attempt, Stage.UPLOAD)
         artifacts = self._upload(attempt, files)
-        if attempt.verdict(time.monotonic()) is Verdict.GO_ON:
-            self._say(
-                attempt, lambda: self._store.finish(lease, result, artifacts, tuple(attempt.untold_scores))
-            )
+        if attempt.may_publish(time.monotonic()):
+            self._say(attempt, lambda: write(lease, result, artifacts, tuple(attempt.untold_scores)))
             log.info("published attempt %d of %s", lease.attempt, lease.job_id)
         else:
             self.stop(attempt)
@@ -138,7 +152,7 @@ class Ending:
             try:
                 return publish.upload(files, attempt.lease, self._objects)
             except StoreUnavailable as error:
-                if attempt.verdict(time.monotonic()) is not Verdict.GO_ON:
+                if not attempt.may_publish(time.monotonic()):
                     raise
                 log.warning("cannot upload the result of %s yet: %s", attempt.lease.job_id, error)
             time.sleep(pause_s)

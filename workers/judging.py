@@ -1,4 +1,7 @@
-"""Rewards as the engine asks them: one answer for all scenes, from this process or from a shared actor."""
+"""Rewards as the engine asks them: one answer for all scenes, from this process or from a shared actor.
+
+Several of them can steer as one: `JointReward` is their weighted sum.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from reward_models.contracts import VIEW_SUFFIXES, ViewPrompt
+from reward_models.ensemble import joined_answer
 from workers.contracts import Ask, Scores
 from workers.priors.view_prompts import SeenPrompt
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from reward_models.contracts import RewardCard
+    from reward_models.ensemble import Member
+    from workers.contracts import Reward
 
-__all__ = ["RewardSource", "SharedReward"]
+__all__ = ["JointReward", "RewardSource", "SharedReward"]
 
 RewardSource = Callable[["Tensor", list[str], "Tensor", int], tuple["Tensor", "Tensor"]]
 """(images (G, V, 3, H, W), prompts (G), wants_gradient (G,), number of scenes) → values (G, V | 1), gradient."""
@@ -48,3 +56,22 @@ class SharedReward:
         if self._per_view and isinstance(prompt, SeenPrompt):
             return ViewPrompt(prompt, [prompt + VIEW_SUFFIXES[one] for one in prompt.directions])
         return str(prompt)
+
+
+class JointReward:
+    """`contracts.Reward` made of others: Σ w (score − center) / scale, an object's views reduced as each member says.
+
+    Each member is asked by itself, so it may be shared with scenes that follow it alone. Source: the affine form of
+    `reward_models.ensemble`.
+    """
+
+    def __init__(self, name: str, members: Sequence[Member], rewards: Sequence[Reward]) -> None:
+        """`rewards` are those of `members`, in their order."""
+        assert len(members) == len(rewards), "a reward for each member"
+        self.name = name
+        self._members, self._rewards = members, rewards
+
+    async def score(self, images: Tensor, prompts: list[str], wants_gradient: Tensor) -> Scores:
+        """Score as `contracts.Reward.score` does."""
+        answers = [await reward.score(images, prompts, wants_gradient) for reward in self._rewards]
+        return Scores(*joined_answer(self._members, answers))

@@ -14,13 +14,15 @@ import typer
 
 from service.cli import app
 from service.client import DEFAULT_URL
+from service.fsck_commands import fsck
+from service.keys_commands import keys_app
 from workers.reward_commands import reward_app
 from workers.weights_commands import weights_app
 
 if TYPE_CHECKING:
     from service.settings import Settings
 
-__all__ = ["main"]
+__all__ = ["authenticating", "main"]
 
 DEFAULT_PORT = int(DEFAULT_URL.rpartition(":")[2])
 MAX_DEFAULT_THREADS = 2
@@ -30,28 +32,31 @@ DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, obje
 
 app.add_typer(reward_app)
 app.add_typer(weights_app)
+app.add_typer(keys_app)
+app.command()(fsck)
 
 
 @app.command()
 def up(
-    host: Annotated[str, typer.Option(help="Address to listen at; loopback only.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; callers need a key unless it is loopback.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = DEFAULT_PORT,
     data_dir: DataDir = None,
     workers: Annotated[int | None, typer.Option(min=0, max=64, help="Worker processes.")] = None,
 ) -> None:
     """Run the embedded service (API and workers) until Ctrl-C; prints {"url": …} when it is ready."""
-    from workers.up import run_service
+    from service.jobs.errors import StoreUnavailable
+    from service.jobs.objects import UnfitStore, open_checked_store
+    from workers.up import check_database, run_service
     from workers.weights import check_weights
 
-    if not _is_loopback(host):
-        _refuse(
-            f"--host {host} would open this service, which asks nobody who they are, to the network. "
-            "Use a loopback address (127.0.0.1, ::1), and a proxy that authenticates in front of it."
-        )
-    settings = _settings(data_dir=data_dir, workers=workers)
     try:
+        settings = authenticating(_settings(data_dir=data_dir, workers=workers), host)
         check_weights()
-    except FileNotFoundError as error:
+        open_checked_store(settings.objects_url)
+        check_database(settings)
+    except (ValueError, FileNotFoundError, StoreUnavailable, UnfitStore) as error:
         _refuse(str(error))
     try:
         status = run_service(settings, host, port)
@@ -78,6 +83,37 @@ def worker(
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: alone.drain())
     alone.run()
+
+
+def authenticating(settings: Settings, host: str) -> Settings:
+    """Decide whether callers at `host` need a key: unless the operator says otherwise, where others can reach it.
+
+    Raises ValueError when that would let anybody on the network in.
+    """
+    if settings.auth == "off" and not _is_loopback(host):
+        raise ValueError(
+            f"--host {host} would open this service to the network, and DREAMSERVE_AUTH=off lets anybody use it. "
+            "Leave DREAMSERVE_AUTH unset and make keys (dreamserve keys create), or use a loopback address "
+            "(127.0.0.1, ::1)."
+        )
+    default = "off" if _is_loopback(host) else "on"
+    return settings.model_copy(update={"auth": settings.auth or default})
+
+
+@app.command()
+def pool(
+    address: Annotated[str, typer.Option(help="Ray cluster to start it on; auto: this machine's.")] = "auto",
+    timeout_s: Annotated[float, typer.Option(min=0, help="How long to wait for the cluster.")] = 120.0,
+) -> None:
+    """Start the worker pool on a running Ray cluster, unless it is there; it goes on without this process."""
+    from service.settings import Settings
+    from workers.cluster import ClusterUnreachable, ensure_pool
+
+    try:
+        started = ensure_pool(Settings(), address, timeout_s)
+    except (ClusterUnreachable, ValueError) as error:
+        _refuse(str(error))
+    typer.echo("The pool is started." if started else "The pool was there already.", err=True)
 
 
 def main() -> None:

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import torch
 
+from reward_models.typical import typical_scores
 from service.jobs.capabilities import Capabilities, PartFacts, RewardFacts
 from workers.artifacts import commercial_use
 from workers.cameras import CameraRig, orbit_cameras
+from workers.judges import JUDGE, absent_judge, judge_facts, load_judge
 from workers.judging import SharedReward
 from workers.survey import Published, survey
 from workers.weights import EMBEDDED_PRIOR, REWARD_NAMES, load_reward
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -28,10 +30,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from reward_models.actor import RemoteReward
-    from reward_models.contracts import RewardCard, RewardModel
+    from reward_models.contracts import RewardCard, RewardModel, ViewsReward
     from service.jobs.spec import JobSpec
     from service.settings import Settings
-    from workers.contracts import Prior, Reward, TrainedField
+    from workers.contracts import Prior, TrainedField
     from workers.fields.hashgrid import HashGridSizes
     from workers.priors.embedded import EmbeddedPrior
     from workers.stages import Stage
@@ -92,8 +94,10 @@ class LoadedPrior:
 class LoadedReward:
     """A reward as the engine asks it, and its card."""
 
-    reward: Reward
+    reward: SharedReward
     card: RewardCard
+    as_override: SharedReward | None = None
+    """The same as DreamDPO's second judge, where that is another: it may be undecided."""
 
 
 class OnDemand(Mapping[str, Network]):
@@ -127,6 +131,8 @@ class Networks:
     """Whether scenes of other workers may be in a reward's batches."""
     published: Published = field(default_factory=Published)
     """Facts of those priors and rewards that are loaded on demand, and of those that could be had."""
+    views_rewards: Mapping[str, ViewsReward] = field(default_factory=dict)
+    """What scores renders with their depth: finished objects, never the pictures that steer."""
 
     def capabilities(self) -> Capabilities:
         """Say what jobs these networks can run; loads nothing."""
@@ -136,6 +142,7 @@ class Networks:
             name: known.rewards.get(name) or _reward_facts(self.rewards[name].card) for name in self.rewards
         }
         methods = ["sds", *(["dreamdpo", "psd"] if rewards else [])]
+        rewards |= {name: _reward_facts(one.card, steers=False) for name, one in self.views_rewards.items()}
         if any(facts.differentiable for facts in rewards.values()):
             methods.append("dreamfl")
         previews = any(name in known.priors or self.priors[name].sample is not None for name in priors)
@@ -175,14 +182,17 @@ def load_networks(
     Raises FileNotFoundError or ValueError when shipped weights are missing or damaged, saying what to do. Published
     ones are surveyed now and loaded on demand.
     """
+    from reward_models.consistency import Consistency3D
     from workers.priors.embedded import load_embedded_prior
 
+    consistency = Consistency3D()
     embedded = hold_embedded_prior(load_embedded_prior(EMBEDDED_PRIOR))
     # The first optimizer of a process makes torch import for seconds: not in the first job's time.
     embedded.make_field(embedded.device).new_optimizer()
-    rewards = _shipped_rewards() if remote_rewards is None else _shared_rewards(remote_rewards)
+    shared = remote_rewards or {}
+    rewards = _shared_rewards(shared) | _shipped_rewards([one for one in REWARD_NAMES if one not in shared])
     weights, device = settings.weights_folder, _device(settings)
-    published = survey(weights)
+    published = _with_judge(survey(weights), settings)
     return Networks(
         OnDemand(
             {"embedded": embedded},
@@ -196,16 +206,31 @@ def load_networks(
             {
                 name: functools.partial(_load_reward, name, weights, device, facts)
                 for name, facts in published.rewards.items()
-                if name not in rewards
-            },
+                if name not in rewards and name != JUDGE
+            }
+            | ({JUDGE: functools.partial(_load_judge, settings)} if settings.judge_url else {}),
         ),
-        shares_rewards=remote_rewards is not None,
+        shares_rewards=bool(shared),
         published=published,
+        views_rewards={consistency.card.name: consistency},
     )
 
 
-def _shipped_rewards() -> dict[str, LoadedReward]:
-    return {name: _local_reward(load_reward(name), torch.device("cpu")) for name in REWARD_NAMES}
+def _with_judge(published: Published, settings: Settings) -> Published:
+    """Add the multimodal judge to what can be had on demand, or to what is missing."""
+    if settings.judge_url is None:
+        return replace(published, absent_rewards={**published.absent_rewards, JUDGE: absent_judge()})
+    return replace(published, rewards={**published.rewards, JUDGE: judge_facts(settings)})
+
+
+def _load_judge(settings: Settings) -> LoadedReward:
+    strict, tolerant = load_judge(settings)
+    cpu = torch.device("cpu")
+    return replace(_local_reward(strict, cpu), as_override=_local_reward(tolerant, cpu).reward)
+
+
+def _shipped_rewards(names: Iterable[str]) -> dict[str, LoadedReward]:
+    return {name: _local_reward(load_reward(name), torch.device("cpu")) for name in names}
 
 
 def _shared_rewards(remote: Mapping[str, RemoteReward]) -> dict[str, LoadedReward]:
@@ -300,7 +325,7 @@ def _local_reward(model: RewardModel, device: torch.device) -> LoadedReward:
     return LoadedReward(SharedReward(model.card.name, source, model.card), model.card)
 
 
-def _reward_facts(card: RewardCard) -> RewardFacts:
+def _reward_facts(card: RewardCard, *, steers: bool = True) -> RewardFacts:
     return RewardFacts(
         license=card.license,
         commercial_ok=commercial_use(card.license),
@@ -310,5 +335,7 @@ def _reward_facts(card: RewardCard) -> RewardFacts:
         multiview=card.views is not None and card.views > 1,
         views=card.views,
         score_range=card.value_range,
+        typical=typical_scores(card.name),
+        steers=steers,
         details={"uses_prompt": card.uses_prompt, "views": card.views},
     )

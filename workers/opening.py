@@ -6,9 +6,11 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from workers.failures import WeightsMissing
+from workers.judging import JointReward
 from workers.methods import make_method
 from workers.networks import ScenePlan
 from workers.scene import NUM_SAMPLES, Scene
+from workers.steering import ENSEMBLE, ensemble_members, steering_reward
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from workers.contracts import Reward
     from workers.networks import LoadedPrior, Networks
 
-__all__ = ["make_scene", "prior_of", "prompt_warnings", "steering_reward"]
+__all__ = ["make_scene", "prior_of", "prompt_warnings"]
 
 
 def make_scene(spec: JobSpec, networks: Networks) -> Scene:
@@ -34,8 +36,8 @@ def make_scene(spec: JobSpec, networks: Networks) -> Scene:
         prior=loaded.prior,
         method=make_method(
             spec.method,
-            _reward_named(steering_reward(spec), networks),
-            _reward_named(getattr(spec.method, "override", None), networks),
+            _steering(spec, networks),
+            _override(spec, networks),
         ),
         field=plan.field,
         rig=loaded.rig,
@@ -67,9 +69,18 @@ def prompt_warnings(spec: JobSpec, loaded: LoadedPrior) -> list[dict[str, str]]:
     return warnings
 
 
-def steering_reward(spec: JobSpec) -> str | None:
-    """Name the reward that steers: the method's judge, else the first of the job's rewards."""
-    return getattr(spec.method, "judge", None) or next((use.name for use in spec.rewards), None)
+def _steering(spec: JobSpec, networks: Networks) -> Reward | None:
+    name = steering_reward(spec)
+    if name != ENSEMBLE:
+        return _reward_named(name, networks)
+    rewards = [_reward_named(use.name, networks) for use in spec.rewards]
+    return JointReward(name, ensemble_members(spec), [one for one in rewards if one])
+
+
+def _override(spec: JobSpec, networks: Networks) -> Reward | None:
+    name = getattr(spec.method, "override", None)
+    reward = _reward_named(name, networks)
+    return reward if name is None else networks.rewards[name].as_override or reward
 
 
 def _reward_named(name: str | None, networks: Networks) -> Reward | None:

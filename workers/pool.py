@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import threading
 import time
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from reward_models.actor import RemoteReward
+    from service.jobs.store import JobStore
     from service.settings import Settings
     from workers.worker import Worker
 
@@ -35,6 +37,7 @@ __all__ = [
     "reward_actor_name",
     "start_pool",
     "start_reward",
+    "wanted_workers",
 ]
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,7 @@ NAMESPACE = "dreamserve"
 """Of all named actors."""
 NAME_PREFIX = "worker-"
 TEND_EVERY_S = 0.5
+ENDED = "ended"
 ANSWER_S = 5.0
 """How long a worker may take to answer a ping before it is merely noted as slow."""
 SHORT_LIFE_S, PAUSE_MAX_S = 20.0, 60.0
@@ -73,7 +77,7 @@ class WorkerActor:
 
     def __init__(self, settings: Settings, name: str) -> None:
         write_log(settings)
-        rewards = remote_rewards(name) if settings.reward_placement == "actor" else None
+        rewards = remote_rewards(settings, name) if settings.reward_placement == "actor" else None
         self._worker = build_worker(settings, name, rewards)
         self._life = threading.Thread(target=self._live, name="life", daemon=True)
         self._life.start()
@@ -86,23 +90,48 @@ class WorkerActor:
             os._exit(1)  # the scaler sees a dead actor, whatever was the matter
 
     def ping(self) -> str:
-        return self._worker.state
+        return self._worker.state if self._life.is_alive() else ENDED
+
+    def end_when_idle(self) -> None:
+        self._worker.end_when_idle()
 
     def drain(self) -> None:
         self._worker.drain()
         self._life.join()
 
 
-def remote_rewards(caller: str) -> dict[str, RemoteReward]:
-    """Find the shared reward actors of this cluster."""
+def remote_rewards(settings: Settings, caller: str) -> dict[str, RemoteReward]:
+    """Find the shared reward actors of this cluster, and wait until they are ready.
+
+    A published one that cannot load its weights is left out: jobs that name it fail, saying why, and no others.
+    """
     from reward_models.actor import RemoteReward, ready_card
     from workers.weights import REWARD_NAMES
 
     found = {}
-    for name in REWARD_NAMES:
-        handle: Any = ray.get_actor(reward_actor_name(name), namespace=NAMESPACE)
-        found[name] = RemoteReward(handle, ready_card(handle), caller)
+    for name in shared_rewards(settings):
+        try:
+            handle: Any = ray.get_actor(reward_actor_name(name), namespace=NAMESPACE)
+            found[name] = RemoteReward(handle, ready_card(handle), caller)
+        except (RayActorError, ValueError) as error:  # Ray's ValueError: there is no such actor
+            if name in REWARD_NAMES:
+                raise
+            log.error("the shared reward '%s' did not start: %s", name, error)
     return found
+
+
+def shared_rewards(settings: Settings) -> tuple[str, ...]:
+    """Name the rewards that run in shared actors; raises ValueError where the settings name one that is not there."""
+    from workers.survey import survey
+    from workers.weights import REWARD_NAMES
+
+    there = (*REWARD_NAMES, *survey(settings.weights_folder).rewards)
+    if unknown := set(settings.shared_rewards or ()) - set(there):
+        raise ValueError(
+            f"DREAMSERVE_SHARED_REWARDS names {', '.join(sorted(unknown))}, but this server has only "
+            f"{', '.join(there)}; `dreamserve weights list` says which files the others need"
+        )
+    return there if settings.shared_rewards is None else settings.shared_rewards
 
 
 def reward_actor_name(reward: str) -> str:
@@ -129,31 +158,44 @@ class WorkerHandle(Protocol):
 
     name: str
 
-    def is_alive(self) -> bool: ...
+    def state(self) -> str | None:
+        """`starting | idle | busy | draining`, `ENDED` after `end_when_idle`, None when it died."""
+        ...
+
+    def end_when_idle(self) -> None: ...
     def drain(self, timeout_s: float) -> bool: ...
     def kill(self) -> None: ...
 
 
 class Pool:
-    """Keep `wanted` workers alive; `tend` is to be called again and again."""
+    """Keep as many workers alive as `wanted` says; `tend` is to be called again and again.
+
+    A worker that is too many ends by itself, and only when it has nothing to do.
+    """
 
     def __init__(
         self,
-        wanted: int,
+        wanted: Callable[[], int],
         start: Callable[[str], WorkerHandle],
         lost: Callable[[str], object],
         living: Iterable[WorkerHandle] = (),
+        *,
+        idle_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`start` makes a worker of a given name, `lost` is told the name of one that died.
 
-        `living` are workers that another pool has started, before it died itself.
+        `living` are workers that another pool has started, before it died itself. A spare worker may be without
+        work for `idle_s`.
         """
         self._wanted = wanted
+        self._idle_s = idle_s
         self._start = start
         self._lost = lost
         self._clock = clock
         self._workers = {handle.name: (handle, clock()) for handle in living}
+        self._idle_since: dict[str, float] = {}
+        self._leaving: set[str] = set()
         self._untold: list[str] = []
         self._pause_s = 0.0
         self._not_before = clock()
@@ -169,21 +211,48 @@ class Pool:
         return self._pause_s >= TROUBLED_PAUSE_S
 
     def tend(self) -> None:
-        """Notice the dead, end their leases, start what is missing."""
+        """Notice the dead, end their leases, start what is missing, send home who is spare."""
         for name, (handle, born) in list(self._workers.items()):
-            if not handle.is_alive():
-                log.warning("worker %s died", name)
-                del self._workers[name]
-                self._untold.append(name)
-                self._pause(self._clock() - born)
+            self._look_at(name, handle, born)
         self._tell()
-        while len(self._workers) < self._wanted and self._clock() >= self._not_before:
+        wanted = self._wanted()
+        self._send_home(wanted)
+        while len(self._workers) - len(self._leaving) < wanted and self._clock() >= self._not_before:
             name = f"{NAME_PREFIX}{uuid.uuid4().hex[:8]}"
             self._workers[name] = (self._start(name), self._clock())
 
+    def _look_at(self, name: str, handle: WorkerHandle, born: float) -> None:
+        state, now = handle.state(), self._clock()
+        if state == "idle":
+            self._idle_since.setdefault(name, now)
+        else:
+            self._idle_since.pop(name, None)
+        if state not in (None, ENDED):
+            return
+        del self._workers[name]
+        if state == ENDED:
+            log.info("worker %s has ended, as nothing is to be done", name)
+            handle.kill()
+        else:
+            log.warning("worker %s died", name)
+            self._untold.append(name)
+            self._pause(now - born)
+        self._leaving.discard(name)
+
+    def _send_home(self, wanted: int) -> None:
+        """Ask spare workers that have been idle for long to end, the longest idle first."""
+        rested = [name for name, since in self._idle_since.items() if self._clock() - since >= self._idle_s]
+        spare = len(self._workers) - len(self._leaving) - wanted
+        able = [
+            name for name in sorted(rested, key=self._idle_since.__getitem__) if name not in self._leaving
+        ]
+        for name in able[: max(0, spare)]:
+            self._workers[name][0].end_when_idle()
+            self._leaving.add(name)
+
     def drain(self, timeout_s: float) -> None:
         """End all workers: in good order those that manage within `timeout_s`, the others by force."""
-        self._wanted = 0
+        self._wanted = lambda: 0
         deadline = self._clock() + timeout_s
         threads = [
             threading.Thread(target=self._drain_one, args=(handle, deadline))
@@ -227,8 +296,13 @@ class PoolScaler:
 
         write_log(settings)
         store = JobStore(settings.database_url)
-        start = functools.partial(_start_worker, settings)
-        self._pool = Pool(settings.workers, start, store.worker_lost, _living_workers())
+        self._pool = Pool(
+            functools.partial(wanted_workers, settings, store),
+            functools.partial(_start_worker, settings),
+            store.worker_lost,
+            _living_workers(),
+            idle_s=settings.worker_idle_s,
+        )
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tend", daemon=True)
         self._thread.start()
@@ -253,6 +327,14 @@ class PoolScaler:
         self._pool.drain(timeout_s)
 
 
+def wanted_workers(settings: Settings, store: JobStore) -> int:
+    """Count the workers that there should be: for all jobs that could run now, within the operator's bounds."""
+    if settings.min_workers is None or settings.min_workers >= settings.workers:
+        return settings.workers
+    workers = math.ceil(store.wanted_slots() / settings.slots_per_worker)
+    return max(settings.min_workers, min(workers, settings.workers))
+
+
 class _RayWorker:
     """A `WorkerHandle` on a Ray actor."""
 
@@ -260,14 +342,18 @@ class _RayWorker:
         self.name = name
         self._handle = handle
 
-    def is_alive(self) -> bool:
+    def state(self) -> str | None:
         try:
-            ray.get(self._handle.ping.remote(), timeout=ANSWER_S)
+            found: str = ray.get(self._handle.ping.remote(), timeout=ANSWER_S)
         except RayActorError:
-            return False
+            return None
         except GetTimeoutError:
             log.debug("worker %s is slow to answer, or still starting", self.name)
-        return True
+            return "starting"
+        return found
+
+    def end_when_idle(self) -> None:
+        self._handle.end_when_idle.remote()
 
     def drain(self, timeout_s: float) -> bool:
         try:
@@ -287,6 +373,7 @@ def _start_worker(settings: Settings, name: str) -> _RayWorker:
         namespace=NAMESPACE,
         lifetime="detached",
         num_cpus=0.1,
+        num_gpus=settings.worker_gpus,
         max_restarts=0,
         max_task_retries=0,
         max_concurrency=2,
@@ -314,6 +401,7 @@ def start_reward(settings: Settings, name: str) -> Any:
     actor = ray.remote(RewardActor).options(
         name=reward_actor_name(name),
         namespace=NAMESPACE,
+        get_if_exists=True,  # of a start that was broken off
         lifetime="detached",
         num_cpus=0.1,
         num_gpus=settings.reward_gpu_share,
@@ -326,10 +414,8 @@ def start_reward(settings: Settings, name: str) -> Any:
 
 def start_pool(settings: Settings) -> Any:
     """Start the shared rewards and the scaler on the connected cluster; the scaler's handle."""
-    from workers.weights import REWARD_NAMES
-
     if settings.reward_placement == "actor":
-        for name in REWARD_NAMES:
+        for name in shared_rewards(settings):
             start_reward(settings, name)
     scaler = ray.remote(PoolScaler).options(
         name="pool-scaler",

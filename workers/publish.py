@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from reward_models.contracts import PosedViews
+from reward_models.ensemble import weighted_sum
 from service.jobs.objects import artifact_key
 from service.jobs.presets import preset_changes
 from service.jobs.states import NewArtifact
@@ -19,6 +21,7 @@ from workers.cameras import orbit_cameras
 from workers.mesh import agreement, bake, extract, mesh_report, thumbnail, validate_glb, write_mesh
 from workers.priors.view_prompts import seen_prompts
 from workers.render import render
+from workers.steering import ENSEMBLE, ensemble_members, steering_reward
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +57,9 @@ SCORED_PX = 256
 """The largest pictures that rewards are shown at the end: they look at 224 px or less."""
 LOOK_PX, LOOK_SAMPLES, LOOK_ELEVATION_DEG = 96, 64, 15.0
 """How the field is rendered to be compared with its mesh: 8-bit differences are far below what matters here."""
+POSED_VIEWS, POSED_PX, POSED_ELEVATIONS_DEG = 8, 64, (-15.0, 35.0)
+"""How it is shown to rewards that want depth. In pixels much smaller than a field's soft surface is thick, two views of
+one surface no longer meet: a sound object's 3D consistency is .9 at 64 px and .2 at 128 px."""
 
 
 class File(NamedTuple):
@@ -97,8 +103,11 @@ def verify_mesh(scene: Scene, mesh: Mesh, glb: bytes, loaded: LoadedPrior) -> di
     return mesh_report(mesh, report, agreement(mesh, views, loaded.shading))
 
 
-def scores(scene: Scene, networks: Networks, spec: JobSpec) -> dict[str, Any]:
-    """Score the finished field by the job's rewards: one entry of a result's `candidates`."""
+def scores(scene: Scene, networks: Networks, spec: JobSpec, *, finished: bool = True) -> dict[str, Any]:
+    """Score a field by the job's rewards: one entry of a result's `candidates`.
+
+    What looks at renders with their depth costs more: unless it is the referee, it scores only a `finished` one.
+    """
     loaded = networks.priors[spec.prior]
     ring = _ring(loaded, scene.device)
     px = min(loaded.prior.image_px, SCORED_PX)
@@ -106,10 +115,22 @@ def scores(scene: Scene, networks: Networks, spec: JobSpec) -> dict[str, Any]:
         views = render(scene.field, ring, px, scene.num_samples, occupied=scene.field.occupied)
         images = loaded.prior.composite(views)
     prompts, nothing = seen_prompts(spec.prompt, ring), torch.zeros(1, dtype=torch.bool)
-    by_name = {}
+    values = {}
     for name, held in networks.scoring(spec).items():
-        answer = held.reward.score(images, prompts, nothing).now()
-        by_name[name] = round(float(answer.values.mean()), 6)
+        second = held.as_override if name == getattr(spec.method, "override", None) else None
+        answer = (second or held.reward).score(images, prompts, nothing).now().values
+        if second is not None and bool(answer.isnan().any()):
+            continue  # undecided about the result too
+        values[name] = answer
+    if steering_reward(spec) == ENSEMBLE:
+        members = ensemble_members(spec)
+        values[ENSEMBLE] = weighted_sum(members, [values[member.reward] for member in members])
+    values |= {
+        name: one.score_views(_posed_views(scene, loaded))
+        for name, one in networks.views_rewards.items()
+        if finished or name == spec.referee
+    }
+    by_name = {name: round(float(value.mean()), 6) for name, value in values.items()}
     referee = None
     if spec.referee is not None:
         referee = {"name": spec.referee, "score": by_name.pop(spec.referee)}
@@ -201,6 +222,17 @@ def upload(files: Sequence[File], lease: Lease, objects: ObjectStore) -> list[Ne
             NewArtifact(file.kind, file.name, file.content_type, len(file.content), expected, key)
         )
     return artifacts
+
+
+def _posed_views(scene: Scene, loaded: LoadedPrior) -> PosedViews:
+    """Render the field with its depth from around, from below and from above in turn."""
+    azimuth_deg = torch.arange(POSED_VIEWS, device=scene.device)[None] * (360 / POSED_VIEWS)
+    elevation_deg = torch.tensor(POSED_ELEVATIONS_DEG, device=scene.device).repeat(POSED_VIEWS // 2)
+    cameras = orbit_cameras(azimuth_deg, elevation_deg, loaded.rig.distance, loaded.rig.fov_y_deg)
+    with torch.no_grad():
+        views = render(scene.field, cameras, POSED_PX, LOOK_SAMPLES, occupied=scene.field.occupied)
+    fov_y_deg = cameras.fov_y_deg.expand(1, POSED_VIEWS)
+    return PosedViews(views.rgb, views.opacity, views.depth, cameras.c2w, fov_y_deg)
 
 
 def _ring(loaded: LoadedPrior, device: torch.device) -> Cameras:

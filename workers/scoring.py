@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.jobs.series import ScorePoint
 from workers import publish
-from workers.opening import steering_reward
+from workers.steering import steering_reward
 
 if TYPE_CHECKING:
     from service.jobs.spec import JobSpec
@@ -37,7 +37,7 @@ def score_checkpoint(attempt: Attempt, scene: Scene, networks: Networks) -> None
     if not networks.rewards or (attempt.no_scores_before or 0.0) > started:
         return
     try:
-        point = score_point(scene.step, publish.scores(scene, networks, spec), spec)
+        point = score_point(scene.step, publish.scores(scene, networks, spec, finished=False), spec)
     except Exception as error:
         log.warning("checkpoint %d of %s has no scores: %s", scene.step, attempt.lease.job_id, error)
         # Not tried again: a shared reward that is gone would hold up the optimization at each checkpoint.

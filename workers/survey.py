@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from reward_models.typical import typical_scores
 from service.jobs.capabilities import AbsentFacts, PartFacts, RewardFacts
 from workers.artifacts import ARTIFACTS, file_hashes, fingerprint
 
@@ -55,6 +56,7 @@ def _reward(artifact: Artifact, weights: Path) -> RewardFacts:
         **_facts(artifact, weights),
         differentiable=True,
         multiview=artifact.views is not None,
+        typical=typical_scores(artifact.name),
         details={"uses_prompt": artifact.uses_prompt, "views": artifact.views},
     )
 

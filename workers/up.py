@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from service.settings import Settings
 
-__all__ = ["private_ray", "run_service"]
+__all__ = ["check_database", "private_ray", "run_service"]
 
 READY_S = 120.0
 """How long the frontend may take to answer; it takes seconds on an idle machine."""
@@ -82,6 +82,8 @@ def run_service(settings: Settings, host: str, port: int) -> int:
                 f"Error: {url}/readyz did not answer within {READY_S:.0f} s. Look into {settings.data_dir}/logs."
             )
             return 1
+        if settings.auth == "on":
+            _say_how_to_call(settings)
         print(json.dumps({"url": url}), flush=True)
         _say(
             f"Ready at {url} (documentation at {url}/docs). Ctrl-C ends it; unfinished jobs go on next time."
@@ -89,6 +91,39 @@ def run_service(settings: Settings, host: str, port: int) -> int:
         _stand_by(scaler, stop.event, settings)
         _say("Ending: jobs under way are saved …")
     return 0
+
+
+def check_database(settings: Settings) -> None:
+    """Raise `UnusableDatabase` for one of another release; a server that does not answer may still come up."""
+    from service.jobs.database import Database
+    from service.jobs.errors import StoreUnavailable, UnusableDatabase
+
+    database = Database(settings.database_url)
+    try:
+        with database.reading():
+            pass
+    except UnusableDatabase:
+        raise
+    except StoreUnavailable as error:
+        _say(f"Warning: {error}")
+    finally:
+        database.close()
+
+
+def _say_how_to_call(settings: Settings) -> None:
+    """Say that callers need a key, and how to make the first one."""
+    from service.jobs.database import Database
+    from service.jobs.keys import KeyStore
+
+    database = Database(settings.database_url)
+    if KeyStore(database).is_empty():
+        _say(
+            "Callers need an API key, and there is none yet. Make one: "
+            f"dreamserve keys create --name NAME --data-dir {settings.data_dir}"
+        )
+    else:
+        _say("Callers need an API key: Authorization: Bearer ds_…, or DREAMSERVE_API_KEY for this client.")
+    database.close()
 
 
 def _stand_by(scaler: Any, stop: threading.Event, settings: Settings) -> None:

@@ -17,11 +17,13 @@ import torch
 from service.jobs.errors import StoreUnavailable
 from service.jobs.states import Stage
 from workers.attempt import Attempt, Verdict
-from workers.checkpoints import CheckpointWriter, open_scene
+from workers.candidates import make_team
+from workers.checkpoints import CheckpointWriter, open_team
 from workers.ending import Ending
 from workers.engine import Engine
-from workers.opening import make_scene, prior_of, prompt_warnings
+from workers.opening import prior_of, prompt_warnings
 from workers.reporter import Reporter
+from workers.scene import NanDivergence
 from workers.scoring import score_checkpoint
 from workers.worker_seconds import WorkerSeconds
 
@@ -31,15 +33,18 @@ if TYPE_CHECKING:
     from service.jobs.objects import ObjectStore
     from service.jobs.store import JobStore
     from service.settings import Settings
+    from workers.candidates import Team
+    from workers.engine import Outcome
     from workers.networks import Networks
-    from workers.scene import Scene
 
 __all__ = ["Worker"]
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.25
-"""Pause between two looks into the queue: what a job waits at most for an idle worker."""
+"""Pause between two looks into the queue while scenes are under way."""
+IDLE_S = 1.0
+"""How long an idle worker waits for word of a job before it looks by itself, or notices that it is to end."""
 POLL_AFTER_FAILURE_S = 5.0
 FLUSH_S = 5.0
 """How long a drain waits for the upload of a checkpoint; the one before will do otherwise."""
@@ -47,10 +52,10 @@ FLUSH_S = 5.0
 
 @dataclass(slots=True)
 class _Held:
-    """A scene in the engine, and the attempt that it belongs to."""
+    """A job's scenes in the engine, and the attempt that they belong to."""
 
     attempt: Attempt
-    scene: Scene
+    team: Team
     saved_at: float
     """When its last checkpoint was begun, monotonic."""
 
@@ -78,6 +83,7 @@ class Worker:
         self._held: list[_Held] = []
         self._engine = Engine()
         self._draining = threading.Event()
+        self._leaving = threading.Event()
         self._look_at = 0.0
         self._seconds = WorkerSeconds("loading")
         self._checkpoints = CheckpointWriter(objects, saved=lambda: self._reporter.wake())
@@ -105,6 +111,10 @@ class Worker:
         """Make `run` end soon: checkpoint what is under way and give it back. From any thread."""
         self._draining.set()
 
+    def end_when_idle(self) -> None:
+        """Make `run` end as soon as there is nothing to do: what is claimed until then is finished. From any thread."""
+        self._leaving.set()
+
     def run(self) -> None:
         """Live. Returns after `drain`; raises what makes this worker unfit, such as missing weights."""
         if self._settings.torch_threads is not None:
@@ -120,6 +130,8 @@ class Worker:
                 self._obey()
                 if self._held:
                     self._step()
+                elif self._leaving.is_set():
+                    break
                 else:
                     self._rest()
             self._give_everything_back()
@@ -160,8 +172,8 @@ class Worker:
             if lease.spec.effort == "preview":
                 self._ending.publish_preview(attempt, self._networks)
                 return
-            scene, resumed_from_step = open_scene(
-                lambda: make_scene(lease.spec, self._networks), lease.checkpoints, self._objects
+            team, resumed_from_step = open_team(
+                lambda: make_team(lease.spec, self._networks), lease.checkpoints, self._objects
             )
         except Exception as error:
             self._ending.fail(attempt, error)
@@ -169,9 +181,10 @@ class Worker:
         supposed = lease.checkpoints[0].step if lease.checkpoints else None
         if resumed_from_step != supposed:
             attempt.untold_resumption = resumed_from_step or 0
-        attempt.step = scene.step
-        self._engine.admit(scene)
-        self._held.append(_Held(attempt, scene, saved_at=time.monotonic()))
+        attempt.step = team.step
+        for scene in team.scenes:
+            self._engine.admit(scene)
+        self._held.append(_Held(attempt, team, saved_at=time.monotonic()))
         self._enter_optimization(attempt)
 
     # ---- working on them
@@ -180,29 +193,45 @@ class Worker:
         """Wait for work."""
         self._seconds.switch("idle")
         self._reporter.announce("idle")
-        self._draining.wait(max(0.01, self._look_at - time.monotonic()))
+        away_s = self._look_at - time.monotonic()
+        if away_s > POLL_S:  # the store did not answer
+            self._draining.wait(away_s)
+        else:
+            self._store.wait_for_work(IDLE_S)
+        self._look_at = 0.0
 
     def _step(self) -> None:
-        """Take one engine step, and see to each scene that took part."""
-        held = {id(one.scene): one for one in self._held}
-        redone = sum(one.scene.step < one.attempt.lease.max_step for one in self._held)
-        self._seconds.switch("optimizing", redone_share=redone / len(held))
-        outcomes = self._engine.step()
-        for outcome in outcomes:
+        """Take one engine step, and see to each job that took part."""
+        held = {id(scene): one for one in self._held for scene in one.team.scenes}
+        redone = sum(one.team.step < one.attempt.lease.max_step for one in self._held)
+        alone = len(self._held) == 1
+        self._seconds.switch("optimizing", redone_share=redone / len(self._held))
+        for outcome in self._engine.step():
             one = held[id(outcome.scene)]
-            one.attempt.step = one.scene.step
-            one.attempt.alone &= len(held) == 1
-            if outcome.error is not None:
-                self._held.remove(one)
-                self._ending.fail(one.attempt, outcome.error)
-            elif one.scene.finished:
+            if outcome.error is not None and one in self._held:
+                self._go_on_without(one, outcome)
+        for one in tuple(self._held):
+            one.attempt.step = one.team.step
+            one.attempt.alone &= alone
+            if one.team.finished:
                 self._let_go(one)
                 self._seconds.switch("exporting")
-                self._ending.publish_scene(one.attempt, one.scene, self._networks)
+                self._ending.publish_team(one.attempt, one.team, self._networks)
             else:
                 self._enter_optimization(one.attempt)
                 self._save_when_due(one)
         self._drop_ended()
+
+    def _go_on_without(self, one: _Held, outcome: Outcome) -> None:
+        """Drop a candidate that has diverged while there are others; any other error ends the attempt."""
+        assert outcome.error is not None
+        if isinstance(outcome.error, NanDivergence) and len(one.team.candidates) > 1:
+            index = one.team.lose(outcome.scene)
+            warning = {"code": "candidate-lost", "detail": f"candidate {index}: {outcome.error}"}
+            one.attempt.untold_warnings.append(warning)
+            return
+        self._let_go(one)
+        self._ending.fail(one.attempt, outcome.error)
 
     def _enter_optimization(self, attempt: Attempt) -> None:
         """Name the stage: a field is coarse in the first half of its steps."""
@@ -217,17 +246,23 @@ class Worker:
     def _save_when_due(self, one: _Held) -> None:
         now = time.monotonic()
         due = now - one.saved_at >= self._settings.checkpoint_interval_s
-        if due and self._checkpoints.save(one.attempt, one.scene):
+        if due and self._checkpoints.save(one.attempt, one.team):
             one.saved_at = now
-            score_checkpoint(one.attempt, one.scene, self._networks)
+            # The series of scores is that of the first candidate.
+            score_checkpoint(one.attempt, one.team.scenes[0], self._networks)
 
     # ---- letting them go
 
     def _obey(self) -> None:
         """Stop the scenes that the rest of the world wants stopped."""
         for one in tuple(self._held):
-            if one.attempt.verdict(time.monotonic()) is not Verdict.GO_ON:
-                self._let_go(one)
+            if one.attempt.verdict(time.monotonic()) is Verdict.GO_ON:
+                continue
+            self._let_go(one)
+            if one.team.step and one.attempt.may_publish(time.monotonic()):
+                self._seconds.switch("exporting")
+                self._ending.publish_team(one.attempt, one.team, self._networks)
+            else:
                 self._ending.stop(one.attempt)
         self._drop_ended()
 
@@ -238,7 +273,7 @@ class Worker:
         self._reporter.report_all()
         for one in tuple(self._held):
             self._let_go(one)
-            self._checkpoints.save(one.attempt, one.scene)
+            self._checkpoints.save(one.attempt, one.team)
         self._checkpoints.flush(FLUSH_S)
         self._reporter.report_all()
         for attempt in self._attempts:
@@ -247,8 +282,9 @@ class Worker:
 
     def _let_go(self, one: _Held) -> None:
         self._held.remove(one)
-        if one.scene in self._engine.scenes:
-            self._engine.retire(one.scene)
+        for scene in one.team.scenes:
+            if scene in self._engine.scenes:
+                self._engine.retire(scene)
 
     def _drop_ended(self) -> None:
         self._attempts[:] = [attempt for attempt in self._attempts if not attempt.ended]

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
+from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import Problem, problems, unknown
 from service.http.requests import ArtifactId, Objects, ServiceSettings, Store  # noqa: TC001 - FastAPI reads the annotations
 from service.jobs.objects import ObjectMissing
@@ -29,9 +30,9 @@ ETags = Annotated[str | None, Header()]
 
 
 @router.get("/v1/artifacts/{artifact_id}", responses=problems(404, 503))
-def get_artifact(artifact_id: ArtifactId, store: Store) -> dict[str, Any]:
+def get_artifact(artifact_id: ArtifactId, store: Store, caller: Identity) -> dict[str, Any]:
     """Describe one artifact: kind, name, size, sha256."""
-    return _find(store, artifact_id)[0]
+    return _find(store, artifact_id, caller.owner)[0]
 
 
 @router.head("/v1/artifacts/{artifact_id}/content", include_in_schema=False)
@@ -52,12 +53,13 @@ def get_content(
     store: Store,
     objects: Objects,
     settings: ServiceSettings,
+    caller: Identity,
     range_: Annotated[str | None, Header(alias="range")] = None,
     if_range: ETags = None,
     if_none_match: ETags = None,
 ) -> Response:
     """Fetch an artifact's bytes. `ETag` is the quoted sha256, `Repr-Digest` says it as RFC 9530 does."""
-    artifact, key = _find(store, artifact_id)
+    artifact, key = _find(store, artifact_id, caller.owner)
     _check_not_expired(artifact)
     etag = f'"{artifact["sha256"]}"'
     size = artifact["size_bytes"]
@@ -94,8 +96,8 @@ def _send(
     return StreamingResponse(blocks, 200 if wanted is None else 206, headers, artifact["content_type"])
 
 
-def _find(store: Store, artifact_id: str) -> tuple[dict[str, Any], str]:
-    found = store.artifact(artifact_id)
+def _find(store: Store, artifact_id: str, owner: str) -> tuple[dict[str, Any], str]:
+    found = store.artifact(artifact_id, owner)
     if found is None:
         raise unknown("artifact", artifact_id)
     return found

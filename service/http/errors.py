@@ -12,7 +12,16 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from service.jobs.errors import FieldProblem, IdempotencyKeyReused, QueueFull, Refused, StoreUnavailable
+from service.jobs.errors import (
+    BatchConflict,
+    FieldProblem,
+    IdempotencyKeyReused,
+    JobActive,
+    QueueFull,
+    QuotaExceeded,
+    Refused,
+    StoreUnavailable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,13 +93,13 @@ def invalid(pointer: str, detail: str) -> Problem:
     return Problem(422, "invalid-request", f"{pointer}: {detail}", errors=[FieldProblem(pointer, detail)])
 
 
-def unknown(what: str, identifier: str) -> Problem:
-    """Say that there is no such thing: 404."""
+def unknown(what: str, identifier: str, listed_at: str = "/v1/jobs") -> Problem:
+    """Say that there is no such thing: 404; `listed_at` is the route that lists what there is."""
     return Problem(
         404,
         f"unknown-{what}",
         f"There is no {what} {identifier!r} here.",
-        suggestion="GET /v1/jobs lists what there is.",
+        suggestion=f"GET {listed_at} lists what there is.",
     )
 
 
@@ -110,8 +119,11 @@ def install_problem_handlers(app: FastAPI) -> None:
         HTTPException,
         RequestValidationError,
         Refused,
+        BatchConflict,
         IdempotencyKeyReused,
+        JobActive,
         QueueFull,
+        QuotaExceeded,
         StoreUnavailable,
     )
     for kind in (*kinds, Exception):
@@ -128,11 +140,18 @@ def _as_problem(request: Request, error: Exception) -> Problem:
             return _parameter_problem(error)
         case Refused():
             return Problem(422, error.code, str(error), suggestion=error.suggestion, errors=error.problems)
+        case BatchConflict():
+            return Problem(409, "batch-conflict", str(error))
         case IdempotencyKeyReused():
             suggestion = "Use a new key for a new request; repeat a key only with the very same body."
             return Problem(422, "idempotency-key-reused", str(error), suggestion=suggestion)
+        case JobActive():
+            suggestion = "Cancel it first, and wait until it has ended."
+            return Problem(409, "job-active", str(error), suggestion=suggestion)
         case QueueFull():
             return Problem(429, "queue-full", str(error), retry_after_s=error.retry_after_s)
+        case QuotaExceeded():
+            return Problem(429, "quota-exceeded", str(error), retry_after_s=error.retry_after_s)
         case StoreUnavailable():
             # The driver's words may name hosts and users: they are for the operator's log, not for the answer.
             logger.error("request %s: %s", request.state.request_id, error)

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: submit, list, look, cancel."""
+"""Jobs over HTTP: submit, list, look."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
+from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import invalid, problems, unknown
 from service.http.requests import JobId, ServiceSettings, Store, read_json
 from service.jobs.admission import admit
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from service.jobs.store import JobStore
     from service.settings import Settings
 
-__all__ = ["router"]
+__all__ = ["JOB_ANSWER", "REQUEST_BODY", "IdempotencyKey", "hash_body", "router"]
 
 router = APIRouter(tags=["jobs"])
 
@@ -64,12 +65,13 @@ async def submit(
     request: Request,
     store: Store,
     settings: ServiceSettings,
+    caller: Identity,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
     """Submit one job; `{"prompt": "…"}` alone is enough. A job answered 202 is never lost."""
     body = await read_json(request)
-    job = await run_in_threadpool(_submit, store, settings, body, idempotency_key)
+    job = await run_in_threadpool(_submit, store, settings, caller.owner, body, idempotency_key)
     wait_s = _preferred_wait_s(prefer)
     headers = {"Location": f"/v1/jobs/{job['id']}"}
     if wait_s is not None:
@@ -83,7 +85,9 @@ async def submit(
 def list_jobs(
     request: Request,
     store: Store,
+    caller: Identity,
     status: JobState | None = None,
+    batch_id: Annotated[str | None, Query(pattern=r"^batch_[0-9A-Z]{26}$")] = None,
     method: Annotated[str | None, Query(json_schema_extra={"enum": list(METHOD_NAMES)})] = None,
     cursor: Cursor = None,
     limit: Limit = 50,
@@ -92,56 +96,55 @@ def list_jobs(
     if method is not None and method not in METHOD_NAMES:
         raise invalid("/method", f"no method {method!r}; expected one of {', '.join(METHOD_NAMES)}")
     jobs, next_cursor = store.list_jobs(
-        status=status, method=method, metadata=_metadata_filter(request), limit=limit, cursor=cursor
+        owner=caller.owner,
+        status=status,
+        batch_id=batch_id,
+        method=method,
+        metadata=_metadata_filter(request),
+        limit=limit,
+        cursor=cursor,
     )
     return {"items": jobs, "next_cursor": next_cursor}
 
 
 @router.get("/v1/jobs/{job_id}", responses=problems(404, 503))
-def get_job(job_id: JobId, store: Store) -> dict[str, Any]:
+def get_job(job_id: JobId, store: Store, caller: Identity) -> dict[str, Any]:
     """Tell the whole truth about one job."""
-    job = store.get(job_id)
+    job = store.get(job_id, caller.owner)
     if job is None:
         raise unknown("job", job_id)
     return job
 
 
-@router.post(
-    "/v1/jobs/{job_id}/cancel",
-    status_code=202,
-    responses={200: {**JOB_ANSWER, "description": "Ended"}, **problems(404, 503)},
-)
-def cancel_job(job_id: JobId, store: Store) -> Response:
-    """End a job: 200 when it has ended, 202 while its worker is being told; harmless to repeat."""
-    job = store.cancel(job_id)
-    if job is None:
-        raise unknown("job", job_id)
-    return JSONResponse(job, 200 if job["status"] in FINAL else 202)
-
-
 @router.get("/v1/jobs/{job_id}/artifacts", responses=problems(404, 503))
-def list_artifacts(job_id: JobId, store: Store) -> dict[str, Any]:
+def list_artifacts(job_id: JobId, store: Store, caller: Identity) -> dict[str, Any]:
     """List a job's files."""
-    if store.get(job_id) is None:
+    if store.get(job_id, caller.owner) is None:
         raise unknown("job", job_id)
-    return {"items": store.artifacts(job_id), "next_cursor": None}
+    return {"items": store.artifacts(job_id, caller.owner), "next_cursor": None}
 
 
-def _submit(store: JobStore, settings: Settings, body: Any, idempotency_key: str | None) -> dict[str, Any]:
+def _submit(
+    store: JobStore, settings: Settings, owner: str, body: Any, idempotency_key: str | None
+) -> dict[str, Any]:
     body_hash = None
     if idempotency_key is not None:
         # First, since a repeated request gets its first answer even if workers have changed what they can do.
-        body_hash = _hash(body)
-        if known := store.submitted_before(idempotency_key, body_hash):
+        body_hash = hash_body(body)
+        if known := store.submitted_before(idempotency_key, body_hash, owner):
             return known
     admitted = admit(body, store.capabilities(), settings)
     job, _ = store.submit(
-        admitted.spec, idempotency_key=idempotency_key, body_hash=body_hash, warnings=admitted.warnings
+        admitted.spec,
+        owner=owner,
+        idempotency_key=idempotency_key,
+        body_hash=body_hash,
+        warnings=admitted.warnings,
     )
     return job
 
 
-def _hash(body: Any) -> str:
+def hash_body(body: Any) -> str:
     """Hash what a body says, not how it is written: the order of fields and white space do not count."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode("ascii")).hexdigest()
 
@@ -170,7 +173,7 @@ def _metadata_filter(request: Request) -> dict[str, str]:
             if "\0" in value:
                 raise invalid(f"/{name}", "no metadata contains the character NUL")
             wanted[found[1]] = value
-        elif name not in ("status", "method", "cursor", "limit"):
-            expected = "status, method, metadata[key], cursor or limit"
+        elif name not in ("status", "batch_id", "method", "cursor", "limit"):
+            expected = "status, batch_id, method, metadata[key], cursor or limit"
             raise invalid(f"/{name}", f"no such parameter; expected {expected}")
     return wanted

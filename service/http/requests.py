@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import Depends, Request
 from starlette.datastructures import MutableHeaders
@@ -13,12 +12,23 @@ from starlette.datastructures import MutableHeaders
 from service.http.errors import Problem, unknown
 from service.jobs.objects import ObjectStore
 from service.jobs.store import JobStore
+from service.jobs.strict_json import parse_json
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["ArtifactId", "JobId", "Objects", "RequestId", "ServiceSettings", "Store", "read_json"]
+__all__ = [
+    "ArtifactId",
+    "BatchId",
+    "JobId",
+    "Objects",
+    "RequestId",
+    "ServiceSettings",
+    "Store",
+    "read_json",
+    "read_json_if_any",
+]
 
 MAX_BODY_BYTES: Final = 256 * 1024
 """Above the largest valid job request (two prompts and 16 pairs, every character escaped)."""
@@ -40,6 +50,12 @@ def _artifact_id(artifact_id: str) -> str:
     return artifact_id
 
 
+def _batch_id(batch_id: str) -> str:
+    if not re.fullmatch(f"batch_{_ULID}", batch_id):
+        raise unknown("batch", batch_id, "/v1/batches")
+    return batch_id
+
+
 def _store(request: Request) -> JobStore:
     store: JobStore = request.app.state.store
     return store
@@ -57,6 +73,7 @@ def _settings(request: Request) -> Settings:
 
 JobId = Annotated[str, Depends(_job_id)]
 ArtifactId = Annotated[str, Depends(_artifact_id)]
+BatchId = Annotated[str, Depends(_batch_id)]
 Store = Annotated[JobStore, Depends(_store)]
 Objects = Annotated[ObjectStore, Depends(_objects)]
 ServiceSettings = Annotated[Settings, Depends(_settings)]
@@ -84,10 +101,19 @@ class RequestId:
         await self._app(scope, receive, send_named)
 
 
-async def read_json(request: Request) -> Any:
+async def read_json(request: Request, max_bytes: int = MAX_BODY_BYTES) -> Any:
     """Read the request's body as strict JSON. Raises a 400, 413 or 415 `Problem`."""
     _check_content_type(request)
-    return _parse(await _read_bounded(request))
+    return _parse(await _read_bounded(request, max_bytes))
+
+
+async def read_json_if_any(request: Request) -> Any:
+    """Read a body that may be left out, which means an empty object. Raises a 400, 413 or 415 `Problem`."""
+    body = await _read_bounded(request, MAX_BODY_BYTES)
+    if not body:
+        return {}
+    _check_content_type(request)
+    return _parse(body)
 
 
 def _check_content_type(request: Request) -> None:
@@ -104,42 +130,26 @@ def _check_content_type(request: Request) -> None:
         )
 
 
-async def _read_bounded(request: Request) -> bytes:
+async def _read_bounded(request: Request, max_bytes: int) -> bytes:
     body = bytearray()
     async for block in request.stream():
         body += block
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > max_bytes:
             raise Problem(
                 413,
                 "body-too-large",
-                f"The body is longer than {MAX_BODY_BYTES:,} bytes, the most that a job request can need.",
+                f"The body is longer than {max_bytes:,} bytes, the most that such a request can need.",
             )
     return bytes(body)
 
 
 def _parse(body: bytes) -> Any:
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # bad UTF-8, bad JSON, a number too long, too deep a nesting
+        return parse_json(body)
+    except ValueError as error:
         raise Problem(
             400,
             "malformed-json",
             f"The body is not JSON in UTF-8: {error}.",
             suggestion='Send an object such as {"prompt": "a red cube"}.',
         ) from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r} is there twice")
-    return fields

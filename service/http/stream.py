@@ -1,4 +1,4 @@
-"""A job's event log over HTTP: live as server-sent events, or a page of it as JSON."""
+"""Event logs over HTTP, of jobs here: live as server-sent events, or a page of it as JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import time
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query, Request
@@ -13,18 +15,19 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
+from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import Problem, problems, unknown
 from service.http.requests import JobId, Store  # noqa: TC001 - FastAPI reads the annotations
 from service.jobs.errors import StoreUnavailable
 from service.jobs.states import FINAL
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from service.jobs.events import Event
     from service.jobs.store import JobStore
 
-__all__ = ["router"]
+__all__ = ["EventId", "EventLog", "LastEventId", "PageSize", "answer_log", "router"]
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["jobs"])
@@ -60,6 +63,7 @@ async def events(
     request: Request,
     job_id: JobId,
     store: Store,
+    caller: Identity,
     cursor: EventId = 0,
     last_event_id: LastEventId = None,
     limit: PageSize = 1_000,
@@ -70,41 +74,65 @@ async def events(
     nothing is lost and nothing repeated. The stream ends with the job's last event.
     """
     after = cursor if last_event_id is None else last_event_id
+    log = EventLog(
+        read=partial(store.events, job_id),
+        has_ended=partial(_has_ended, store, job_id, caller.owner),
+        last=FINAL_EVENTS,
+    )
+    return await answer_log(request, log, after, limit)
+
+
+def _has_ended(store: JobStore, job_id: str, owner: str) -> bool:
+    job = store.get(job_id, owner)
+    if job is None:
+        raise unknown("job", job_id)
+    return job["status"] in FINAL
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """A log that grows: of a job, or of a batch."""
+
+    read: Callable[..., list[Event]]
+    """Takes `after` and `limit`."""
+    has_ended: Callable[[], bool]
+    """Raises a 404 `Problem` where there is no such log for the caller."""
+    last: frozenset[str]
+    """Types of events after which nothing comes any more, unless there is something already."""
+
+
+async def answer_log(request: Request, log: EventLog, after: int, limit: int) -> Response:
+    """Answer a log as the request's `Accept` wishes: live, or as a page of JSON."""
     accept = request.headers.get("accept", "")
     if "application/json" in accept and "text/event-stream" not in accept:
-        return await run_in_threadpool(_page, store, job_id, after, limit)
+        return await run_in_threadpool(_page, log, after, limit)
     if request.app.state.open_streams >= MAX_STREAMS:
         detail = f"{MAX_STREAMS} event streams are open here already."
         raise Problem(429, "too-many-streams", detail, suggestion="Poll the job instead.", retry_after_s=10)
-    first, ended = await run_in_threadpool(_read_open, store, job_id, after)
+    first, ended = await run_in_threadpool(_read_open, log, after)
     if ended and not first:
         return Response(status_code=204)
     return EventSourceResponse(
-        _follow(request, store, job_id, after, first),
+        _follow(request, log, after, first),
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-def _page(store: JobStore, job_id: str, after: int, limit: int) -> Response:
-    if store.get(job_id) is None:
-        raise unknown("job", job_id)
-    items = store.events(job_id, after=after, limit=limit)
+def _page(log: EventLog, after: int, limit: int) -> Response:
+    log.has_ended()
+    items = log.read(after=after, limit=limit)
     return JSONResponse(
         {"items": items, "next_cursor": str(items[-1]["id"]) if len(items) == limit else None}
     )
 
 
-def _read_open(store: JobStore, job_id: str, after: int) -> tuple[list[Event], bool]:
-    """Read what is there already, and whether the job had ended before that."""
-    job = store.get(job_id)
-    if job is None:
-        raise unknown("job", job_id)
-    return store.events(job_id, after=after), job["status"] in FINAL
+def _read_open(log: EventLog, after: int) -> tuple[list[Event], bool]:
+    """Read what is there already, and whether the log had ended before that."""
+    ended = log.has_ended()
+    return log.read(after=after), ended
 
 
-async def _follow(
-    request: Request, store: JobStore, job_id: str, after: int, ready: list[Event]
-) -> AsyncIterator[bytes]:
+async def _follow(request: Request, log: EventLog, after: int, ready: list[Event]) -> AsyncIterator[bytes]:
     """Write events as they come, until the last one; ends early, to be resumed, when the store fails."""
     app = request.app.state
     app.open_streams += 1
@@ -113,14 +141,14 @@ async def _follow(
         while time.monotonic() - began < MAX_STREAM_S:
             for event in ready:
                 yield _encode(event)
-                if event["type"] in FINAL_EVENTS:
-                    return
                 after, spoke = event["id"], time.monotonic()
+            if ready and ready[-1]["type"] in log.last:
+                return
             if time.monotonic() - spoke >= KEEPALIVE_S:
                 yield KEEPALIVE_COMMENT
                 spoke = time.monotonic()
             await asyncio.sleep(POLL_S)
-            ready = await run_in_threadpool(store.events, job_id, after=after)
+            ready = await run_in_threadpool(log.read, after=after)
     except StoreUnavailable as error:
         logger.warning("request %s: the stream ends early: %s", request.state.request_id, error)
     finally:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from service.jobs.capabilities import embedded_capabilities
 from service.jobs.defaults import with_defaults
 from service.jobs.errors import FieldProblem, Refused
 from service.jobs.runnable import check_runnable
 from service.jobs.spec import METHOD_NAMES, JobRequest
+from service.jobs.webhook_targets import url_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from service.jobs.defaults import Admitted
     from service.settings import Settings
 
-__all__ = ["admit", "parse_request"]
+__all__ = ["admit", "check_webhook_url", "field_problem", "parse_request", "read_as", "unusable_texts"]
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 _SEEDS = 2**32
 """Seeds drawn here are short enough to read aloud."""
@@ -40,27 +43,48 @@ def admit(body: object, capabilities: Capabilities | None, settings: Settings) -
     can = capabilities or embedded_capabilities()
     admitted = with_defaults(parse_request(body), can, settings, secrets.randbelow(_SEEDS))
     check_runnable(admitted.spec, can)
+    if admitted.spec.webhook is not None:
+        check_webhook_url(admitted.spec.webhook, settings)
     return admitted
+
+
+def check_webhook_url(url: str, settings: Settings, pointer: str = "/webhook") -> None:
+    """Raise `Refused` for a URL that no webhook may have."""
+    problem = url_problem(url, allow_private=settings.webhook_allow_private)
+    if problem is not None:
+        suggestion = "Give an https URL that this server can reach over the internet."
+        raise Refused("invalid-request", [FieldProblem(pointer, problem)], suggestion)
 
 
 def parse_request(body: object) -> JobRequest:
     """Read parsed JSON as a `JobRequest`; raise `Refused` (`invalid-request`) naming every wrong field."""
-    unusable = [FieldProblem(pointer, detail) for pointer, detail in _unusable_texts(body)]
+    return read_as(
+        JobRequest,
+        body,
+        smallest='The smallest job request is {"prompt": "a red cube"}.',
+        see="GET /v1/methods lists methods, knobs and bounds.",
+    )
+
+
+def read_as(model: type[_Model], body: object, *, smallest: str, see: str) -> _Model:
+    """Read parsed JSON as `model`; raise `Refused` (`invalid-request`) naming every wrong field.
+
+    `smallest` and `see` are suggestions: for what is no object, and for wrong fields.
+    """
+    unusable = [FieldProblem(pointer, detail) for pointer, detail in unusable_texts(body)]
     if unusable:
         raise Refused("invalid-request", unusable, "Send plain Unicode text.")
     if not isinstance(body, dict):
         problem = FieldProblem("", f"found {_shown(body)}, expected an object")
-        raise Refused("invalid-request", [problem], 'The smallest job request is {"prompt": "a red cube"}.')
+        raise Refused("invalid-request", [problem], smallest)
     try:
-        return JobRequest.model_validate(body)
+        return model.model_validate(body)
     except ValidationError as error:
-        problems = [_field_problem(body, dict(one)) for one in error.errors(include_url=False)]
-        raise Refused(
-            "invalid-request", problems, "GET /v1/methods lists methods, knobs and bounds."
-        ) from None
+        problems = [field_problem(body, dict(one)) for one in error.errors(include_url=False)]
+        raise Refused("invalid-request", problems, see) from None
 
 
-def _unusable_texts(body: object) -> Iterator[tuple[str, str]]:
+def unusable_texts(body: object) -> Iterator[tuple[str, str]]:
     """Find texts that cannot be stored or answered: with NUL, or with half a surrogate pair."""
     waiting: list[tuple[str, object]] = [("", body)]
     while waiting:
@@ -92,7 +116,7 @@ def _escaped(part: object) -> str:
     return _encodable(str(part)).replace("~", "~0").replace("/", "~1")[:_MAX_DETAIL]
 
 
-def _field_problem(body: dict[str, Any], error: dict[str, Any]) -> FieldProblem:
+def field_problem(body: dict[str, Any], error: dict[str, Any]) -> FieldProblem:
     """Translate one of pydantic's errors into the field and the words of the user."""
     path = [part for part in error["loc"] if part != "[key]"]
     if path[:1] == ["method"] and len(path) > 1 and path[1] in METHOD_NAMES:

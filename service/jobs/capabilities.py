@@ -46,6 +46,14 @@ class RewardFacts(PartFacts):
     differentiable: bool = False
     multiview: bool = False
     score_range: tuple[float, float] | None = None
+    typical: tuple[float, float] | None = Field(
+        None,
+        description="Center and spread of its scores, by which several rewards are brought to one scale; null: it can "
+        "only steer alone.",
+    )
+    steers: bool = Field(
+        True, description="Whether it can steer; false: it scores finished objects, as a referee."
+    )
     details: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -89,8 +97,10 @@ def embedded_capabilities() -> Capabilities:
         methods={name: PartFacts() for name in ("sds", "dreamfl", "dreamdpo", "psd")},
         priors={"embedded": PartFacts(views=4)},
         rewards={
-            "embedded-multiview": RewardFacts(differentiable=True, multiview=True, views=4),
-            "embedded-alignment": RewardFacts(differentiable=True, views=4),
+            "embedded-multiview": RewardFacts(
+                differentiable=True, multiview=True, views=4, typical=(-2.4, 1.3)
+            ),
+            "embedded-alignment": RewardFacts(differentiable=True, views=4, typical=(-2.3, 2.4)),
         },
         mesh_formats=("glb", "obj", "ply", "stl"),
     )

@@ -22,16 +22,18 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from service.jobs import tables
+from service.jobs import schema, tables
 from service.jobs.errors import StoreUnavailable
 
-__all__ = ["Clock", "Database", "Transaction", "database_time"]
+__all__ = ["DAY_S", "Clock", "Database", "Transaction", "database_time"]
 
 Clock = Callable[[sa.Connection], float]
 """Reads the time, in seconds since 1970."""
 
+DAY_S = 86_400
 _NUM_SHARDS = 8
-_SETUP_LOCK = 0x64726561  # any fixed number; names the advisory lock under which tables are made
+_PATIENCE = {"connect_timeout": 5}
+_SETUP_LOCK = 0x64726561  # any fixed number; names the advisory lock under which the schema changes
 _TIME_SQL = {
     # SQLite's julianday counts days and has milliseconds; 2440587.5 is 1970-01-01.
     "sqlite": sa.text("SELECT (julianday('now') - 2440587.5) * 86400.0"),
@@ -51,16 +53,37 @@ class Transaction:
     connection: sa.Connection
     now: float
     _counted: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    _served: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _lifted: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def count(self, name: str, labels: str = "", amount: float = 1.0) -> None:
         """Add to a tally; `labels` as in `tallies.py`. Written when the transaction ends."""
         self._counted[name, labels] += amount
+
+    def serve(self, owner: str, *, worker_s: float = 0.0, at_least: float = 0.0) -> None:
+        """Move an owner's clock on by `worker_s` ÷ weight, and to `at_least` (see `shares.py`).
+
+        Like tallies it is written when the transaction ends.
+        """
+        self._served[owner] += worker_s
+        self._lifted[owner] = max(self._lifted[owner], at_least)
+
+    def lifted_to(self, owner: str) -> float:
+        """Tell how far this transaction will lift an owner's clock; 0 when it does not."""
+        return self._lifted.get(owner, 0.0)
 
     def execute(self, statement: sa.Executable, parameters: Any = None) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run a statement in this transaction."""
         result = self.connection.execute(statement, parameters)
         assert isinstance(result, sa.CursorResult)
         return result
+
+    def try_lock(self, name: str) -> bool:
+        """Take a lock until this transaction ends, unless another one has it; SQLite has one writer anyway."""
+        if self.connection.dialect.name == "sqlite":
+            return True
+        lock = sa.func.pg_try_advisory_xact_lock(_SETUP_LOCK, sa.func.hashtext(name))
+        return bool(self.connection.execute(sa.select(lock)).scalar_one())
 
     def upsert(self, table: sa.Table, key: str, values: dict[str, Any]) -> None:
         """Insert a row, or replace the one whose column `key` has the same value."""
@@ -71,8 +94,17 @@ class Transaction:
             )
         )
 
+    def insert_or_keep(self, table: sa.Table, values: dict[str, Any]) -> None:
+        """Insert a row unless its primary key or one of its unique columns is there already."""
+        self.connection.execute(self._insert(table).values(values).on_conflict_do_nothing())
+
     def write_counts(self) -> None:
-        """Write the tallies, in one order for all writers and after every other lock: so nobody deadlocks."""
+        """Write clocks and tallies, in one order for all writers and after every other lock: so nobody deadlocks."""
+        for owner in sorted(self._served):
+            self._write_clock(owner, self._served[owner], self._lifted[owner])
+        for owner, worker_s in sorted(self._served.items()):
+            if worker_s:
+                self._write_usage(owner, worker_s)
         shard = random.randrange(_NUM_SHARDS)  # noqa: S311 - spreads load, guards nothing
         for (name, labels), amount in sorted(self._counted.items()):
             row = self._insert(tables.tallies).values(name=name, labels=labels, shard=shard, value=amount)
@@ -83,13 +115,29 @@ class Transaction:
                 )
             )
 
+    def _write_clock(self, owner: str, worker_s: float, at_least: float) -> None:
+        columns = tables.owners.c
+        moved = columns.served_s + worker_s / columns.weight
+        row = self._insert(tables.owners).values(owner=owner, served_s=max(worker_s, at_least))
+        later = sa.case((moved < at_least, at_least), else_=moved)
+        self.connection.execute(row.on_conflict_do_update(index_elements=["owner"], set_={"served_s": later}))
+
+    def _write_usage(self, owner: str, worker_s: float) -> None:
+        row = self._insert(tables.usage).values(owner=owner, day=int(self.now // DAY_S), worker_s=worker_s)
+        self.connection.execute(
+            row.on_conflict_do_update(
+                index_elements=["owner", "day"],
+                set_={"worker_s": tables.usage.c.worker_s + row.excluded.worker_s},
+            )
+        )
+
     def _insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
         """Begin an insert that may say what to do on a conflict (not in SQLAlchemy's common language)."""
         return sqlite.insert(table) if self.connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
 class Database:
-    """A pool of connections to `url`; the tables are made at the first use, so that it may start before its server."""
+    """A pool of connections to `url`; migrated at the first use, so that it may start before its server."""
 
     def __init__(self, url: str, clock: Clock = database_time) -> None:
         self._clock = clock
@@ -97,7 +145,7 @@ class Database:
         self._engine = _connect_sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _connect(parsed)
         self._writer = self._engine.execution_options(writes=True)
         self._reader = _snapshots(self._engine)
-        self._has_tables = False
+        self._is_current = False
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
@@ -113,18 +161,36 @@ class Database:
             yield tx
             tx.write_counts()
 
+    @property
+    def announces(self) -> bool:
+        """Whether it can tell those who listen that something has happened."""
+        return self._engine.dialect.name == "postgresql"
+
+    @property
+    def driver_error(self) -> type[Exception]:
+        """What the driver itself raises, on a connection that was lent."""
+        error: type[Exception] = self._engine.dialect.loaded_dbapi.Error
+        return error
+
+    def lend_connection(self) -> Any:
+        """Open a connection of the driver, in autocommit, outside the pool; the borrower closes it."""
+        dialect = self._engine.dialect
+        positional, named = dialect.create_connect_args(self._engine.url)
+        return dialect.connect(*positional, **named, **_PATIENCE, autocommit=True)
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
     def _prepared(self, engine: sa.Engine) -> sa.Engine:
-        """Make the tables unless this process has seen them; any number of processes may do it at once."""
-        if not self._has_tables:
-            with self._writer.begin() as connection:
-                if connection.dialect.name == "postgresql":
-                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SETUP_LOCK)))
-                tables.metadata.create_all(connection)
-            self._has_tables = True
+        """Bring the schema up to date unless this process has seen it so; any number of processes may at once."""
+        if not self._is_current:
+            if not schema.is_current(self._engine):
+                with self._writer.begin() as connection:
+                    if connection.dialect.name == "postgresql":
+                        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SETUP_LOCK)))
+                    schema.upgrade(connection)
+            self._is_current = True
         return engine
 
 
@@ -147,7 +213,7 @@ def _connect(url: sa.URL) -> sa.Engine:
         pool_size=5,
         max_overflow=15,
         pool_timeout=10,
-        connect_args={"connect_timeout": 5},
+        connect_args=_PATIENCE,
     )
 
 

@@ -74,7 +74,7 @@ def with_defaults(request: JobRequest, capabilities: Capabilities, settings: Set
     if rewards is None:
         rewards = preset.rewards if preset else (RewardUse(name=DEFAULT_REWARD),)
     method = _method(request, preset)
-    if isinstance(method, DreamDpoMethod | PsdMethod) and method.judge is None and rewards:
+    if isinstance(method, DreamDpoMethod | PsdMethod) and method.judge is None and len(rewards) == 1:
         method = method.model_copy(update={"judge": rewards[0].name})
     referee, warnings = _referee(request, prior, method, rewards, capabilities)
     spec = JobSpec(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
+    from service.jobs.places import Place
+
 __all__ = [
     "Document",
     "Pace",
@@ -47,7 +49,12 @@ def job_document(
     result = (
         None
         if row.result is None
-        else {"artifacts": [artifact_document(one) for one in artifacts]} | row.result
+        else {
+            "artifacts": [artifact_document(one) for one in artifacts],
+            # A canceled job has a result only where its cancel kept the scene as it was.
+            "partial": row.state == JobState.CANCELED,
+        }
+        | row.result
     )
     return {
         "id": row.id,
@@ -127,11 +134,18 @@ class Pace:
     """Lower and upper quartile of recent run times, seconds."""
 
 
-def queue_document(row: Row, position: int, pace: Pace, now: float) -> Document:
+def queue_document(row: Row, place: Place, pace: Pace, now: float) -> Document:
     """Tell why a queued job waits, its place (1 is next), and when it may start (null without experience)."""
     backoff_s = max(0.0, row.not_before - now)
-    reason = "retry_backoff" if backoff_s else "waiting_for_turn" if pace.slots else "scaling_up"
-    return {"reason": reason, "position": position, "eta_s": _wait_s(position, backoff_s, pace)}
+    if row.held:
+        reason = "paused"
+    elif backoff_s:
+        reason = "retry_backoff"
+    elif place.over_quota:
+        reason = "quota"
+    else:
+        reason = "waiting_for_turn" if pace.slots else "scaling_up"
+    return {"reason": reason, "position": place.position, "eta_s": _wait_s(place.position, backoff_s, pace)}
 
 
 def _wait_s(position: int, backoff_s: float, pace: Pace) -> list[float] | None:

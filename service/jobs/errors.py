@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FieldProblem", "IdempotencyKeyReused", "QueueFull", "RefusalCode", "Refused", "StoreUnavailable"]
+__all__ = [
+    "BatchConflict",
+    "FieldProblem",
+    "IdempotencyKeyReused",
+    "JobActive",
+    "QueueFull",
+    "QuotaExceeded",
+    "RefusalCode",
+    "Refused",
+    "StoreUnavailable",
+    "UnusableDatabase",
+]
 
 RefusalCode = Literal["invalid-request", "method-unavailable", "license-refused", "referee-is-reward"]
 
@@ -40,6 +51,10 @@ class Refused(ValueError):
         return self.problems[0].detail
 
 
+class BatchConflict(Exception):
+    """The state of a batch forbids what was asked: HTTP 409, `batch-conflict`."""
+
+
 class IdempotencyKeyReused(ValueError):
     """One idempotency key came with two different bodies: HTTP 422, `idempotency-key-reused`."""
 
@@ -52,6 +67,14 @@ class QueueFull(Exception):
         self.retry_after_s = 10
 
 
+class QuotaExceeded(Exception):
+    """The owner's quota is used up: HTTP 429, `quota-exceeded`; `retry_after_s` says when to come back."""
+
+    def __init__(self, detail: str, retry_after_s: int = 10) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
 class StoreUnavailable(Exception):
     """The database or the object store did not answer: HTTP 503, to be retried."""
 
@@ -59,3 +82,18 @@ class StoreUnavailable(Exception):
         name = "object store" if dependency == "objects" else "database"
         super().__init__(f"the {name} did not answer: {detail}")
         self.dependency: Literal["database", "objects"] = dependency
+
+
+class UnusableDatabase(StoreUnavailable):
+    """The database belongs to another release: it stays unavailable until the operator does something."""
+
+    def __init__(self, sentence: str) -> None:
+        Exception.__init__(self, sentence)
+        self.dependency = "database"
+
+
+class JobActive(Exception):
+    """This can be done to an ended job only: HTTP 409."""
+
+    def __init__(self, job_id: str, state: str, wish: str) -> None:
+        super().__init__(f"{job_id} is {state}, and only a job that has ended can be {wish}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import sqlalchemy as sa
 
-from service.jobs import tables
+from service.jobs import outbox, tables
 from service.jobs.documents import rfc3339
 
 if TYPE_CHECKING:
@@ -52,17 +52,18 @@ afterwards, keeps the sequence free of gaps."""
 
 
 def append(tx: Transaction, job_id: str, type_: EventType, data: dict[str, Any]) -> None:
-    """Write the next event of a job; the number comes from the job's row, which this locks."""
+    """Write the next event of a job, and the webhooks that tell it; the number comes from its row, which this locks."""
     jobs = tables.jobs
-    number = tx.execute(
+    number, owner = tx.execute(
         sa.update(jobs)
         .where(jobs.c.id == job_id)
         .values(last_event=jobs.c.last_event + 1)
-        .returning(jobs.c.last_event)
-    ).scalar_one()
+        .returning(jobs.c.last_event, jobs.c.owner)
+    ).one()
     tx.execute(
         sa.insert(tables.events).values(job_id=job_id, number=number, type=type_.value, at=tx.now, data=data)
     )
+    outbox.tell_job(tx, owner, job_id, Event(id=number, type=type_.value, at=rfc3339(tx.now), data=data))
 
 
 def progress_is_due(now: float, started_at: float, last_at: float | None, written: int) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from service.jobs import series, tables, tallies
+from service.jobs import series, shares, tables, tallies
 from service.jobs.capabilities import Capabilities, merge
 from service.jobs.documents import Pace
 from service.jobs.states import ACTIVE, JobState
@@ -23,10 +23,12 @@ __all__ = [
     "WorkerState",
     "heartbeat",
     "live_capabilities",
+    "live_slots",
     "pace",
     "publish",
     "retire",
     "snapshot",
+    "wanted_slots",
 ]
 
 _NUM_RECENT = 20
@@ -84,7 +86,7 @@ def live_capabilities(tx: Transaction) -> Capabilities | None:
 def pace(tx: Transaction) -> Pace:
     """Measure how fast the queue moves."""
     jobs = tables.jobs.c
-    slots, _ = _slots(tx)
+    slots, _ = live_slots(tx)
     active = jobs.state.in_(sorted(ACTIVE))
     running = tx.execute(sa.select(sa.func.count()).select_from(tables.jobs).where(active)).scalar_one()
     recent = tx.execute(
@@ -100,7 +102,8 @@ def pace(tx: Transaction) -> Pace:
     return Pace(slots, running, (low, high))
 
 
-def _slots(tx: Transaction) -> tuple[int, int]:
+def live_slots(tx: Transaction) -> tuple[int, int]:
+    """Count the scenes that live workers run at a time, and those that they run now."""
     columns = tables.workers.c
     row = tx.execute(
         sa.select(
@@ -109,6 +112,15 @@ def _slots(tx: Transaction) -> tuple[int, int]:
         ).where(columns.expires_at > tx.now, columns.state != "draining")
     ).one()
     return int(row.slots), int(row.busy)
+
+
+def wanted_slots(tx: Transaction) -> int:
+    """Count the jobs that run or could run now: what a pool of the right size has slots for."""
+    jobs = tables.jobs
+    running = jobs.c.state.in_(sorted(ACTIVE))
+    due = sa.and_(*shares.claimable(jobs), jobs.c.not_before <= tx.now)
+    wanted = sa.select(sa.func.count()).select_from(jobs).where(running | due)
+    return int(tx.execute(wanted).scalar_one())
 
 
 def _counts(tx: Transaction, by_name: sa.Select[Any]) -> dict[str, int]:
@@ -131,7 +143,7 @@ def snapshot(tx: Transaction) -> Snapshot:
         .subquery()
     )
     oldest_checkpoint = tx.execute(sa.select(sa.func.min(newest.c.at))).scalar_one()
-    slots, busy_slots = _slots(tx)
+    slots, busy_slots = live_slots(tx)
     return Snapshot(
         jobs={state: num_jobs.get(state.value, 0) for state in JobState},
         oldest_queued_s=0.0 if oldest is None else max(0.0, tx.now - oldest),

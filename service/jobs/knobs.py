@@ -159,7 +159,10 @@ class DreamDpoMethod(DistillationKnobs):
     """Two candidates per step, ranked by a judge; towards the winner, away from the loser (2502.04370)."""
 
     name: Literal["dreamdpo"] = "dreamdpo"
-    judge: Name | None = Field(None, description="The reward that ranks; by default the first of `rewards`.")
+    judge: Name | None = Field(
+        None,
+        description="The reward that ranks; by default `rewards`, several of them as their weighted sum.",
+    )
     form: Literal["anchored", "paper", "released"] = Field(
         "anchored",
         description="`anchored`: SDS on the winner and β times the paper's preference; `paper`: its formula; "
@@ -210,7 +213,10 @@ class PsdMethod(DistillationKnobs):
     """Preference score distillation, our reading of its paper, whose code is not public (2603.01594)."""
 
     name: Literal["psd"] = "psd"
-    judge: Name | None = Field(None, description="The reward that ranks; by default the first of `rewards`.")
+    judge: Name | None = Field(
+        None,
+        description="The reward that ranks; by default `rewards`, several of them as their weighted sum.",
+    )
     preference_weight: float = Field(
         1.0,
         ge=0,

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from ulid import ULID
 
-from service.jobs import events, series, tables, tallies
+from service.jobs import budgets, events, series, shares, tables, tallies
+from service.jobs.batch_items import may_run
 from service.jobs.documents import progress_document
 from service.jobs.events import EventType
 from service.jobs.spec import JobSpec
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from service.jobs.database import Transaction
     from service.jobs.documents import Document, Row
     from service.jobs.series import ScorePoint
+    from service.jobs.shares import Share
 
 __all__ = ["Report", "claim", "held", "publish", "report", "sweep", "worker_lost"]
 
@@ -64,13 +66,25 @@ class Report:
 
 
 def claim(tx: Transaction, worker: str, lease_s: float) -> Lease | None:
-    """Take the next job whose turn it is: by priority, then by age."""
+    """Take the next job whose turn it is, as `shares.py` says."""
     sweep(tx)
+    passed_over: list[Share] = []
+    for share in shares.in_order(shares.waiting(tx)):
+        if not shares.has_room(tx, share):
+            passed_over.append(share)
+        elif (lease := _claim_of(tx, share.owner, worker, lease_s)) is not None:
+            shares.forgo(tx, passed_over, share)
+            return lease
+    return None
+
+
+def _claim_of(tx: Transaction, owner: str, worker: str, lease_s: float) -> Lease | None:
+    """Take the next job of one owner; None when all of its jobs wait for another attempt, or are being taken."""
     columns = tables.jobs.c
     turn = (
         sa.select(tables.jobs)
-        .where(columns.state == JobState.QUEUED.value, columns.not_before <= tx.now)
-        .order_by(columns.priority, columns.id)
+        .where(*shares.claimable(tables.jobs), columns.owner == owner, columns.not_before <= tx.now)
+        .order_by(columns.turn_at, columns.id)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
@@ -165,11 +179,13 @@ def report(tx: Transaction, lease: Lease, told: Report) -> LeaseAnswer:
         values |= {"stage": told.stage.value, "stage_since": tx.now}
     update(tx, row, **values)
     if told.worker_s is not None:
-        _update_attempt(tx, row, worker_s=told.worker_s)
+        _charge_attempt(tx, row, told.worker_s)
     _tell(tx, row, told)
     return LeaseAnswer(
         cancel_requested=row.cancel_requested,
         deadline_passed=tx.now >= row.deadline_at,
+        overdrawn=budgets.overdrawn(tx, row),
+        keep_partial=row.keep_partial,
         superseded=() if told.checkpoint is None else _keep_checkpoint(tx, row, told.checkpoint),
     )
 
@@ -181,6 +197,15 @@ def _correct_resumption(tx: Transaction, row: Row, step: int) -> Row:
     corrected = lock(tx, row.id)
     assert corrected is not None
     return corrected
+
+
+def _charge_attempt(tx: Transaction, row: Row, worker_s: float) -> None:
+    """Write down how long the attempt has held its worker, and let the job's owner have it."""
+    columns = tables.attempts.c
+    mine = columns.job_id == row.id, columns.number == row.attempt
+    before_s = tx.execute(sa.select(columns.worker_s).where(*mine)).scalar_one()
+    _update_attempt(tx, row, worker_s=worker_s)
+    shares.charge(tx, row.owner, worker_s - before_s)
 
 
 def _update_attempt(tx: Transaction, row: Row, **values: Any) -> None:
@@ -309,7 +334,7 @@ def sweep(tx: Transaction) -> int:
         tallies.count(tx, Total.LEASES_EXPIRED)
         silence = f"worker {row.worker} has not reported in time; its lease ran out"
         end_attempt_in_failure(tx, row, FailureCode.WORKER_LOST, silence)
-    late = _some(tx, columns.state == JobState.QUEUED.value, columns.deadline_at <= tx.now)
+    late = _some(tx, columns.state == JobState.QUEUED.value, columns.deadline_at <= tx.now, may_run(columns))
     for row in late:
         waited = f"the job did not end within {row.deadline_at - row.created_at:g} s of its submission"
         end_job(tx, row, JobState.FAILED, error=(FailureCode.DEADLINE_EXCEEDED, waited))

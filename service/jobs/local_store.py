@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.jobs.errors import StoreUnavailable
-from service.jobs.objects import CHUNK_BYTES, ObjectExists, ObjectInfo, ObjectMissing, describe
+from service.jobs.objects import CHUNK_BYTES, ObjectExists, ObjectInfo, ObjectMissing, StoredObject, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
 __all__ = ["LocalStore"]
+
+_NAMING_ATTEMPTS = 5
 
 
 class LocalStore:
@@ -40,21 +43,32 @@ class LocalStore:
         """See `ObjectStore.put`; the content type is not kept."""
         path = self._path(key)
         with _outages_named():
-            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(dir=self._unfinished)
             unfinished = Path(name)
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     _write(file, content)
                 info = describe(unfinished)
-                if create_once:
-                    self._link(unfinished, path, info)
-                else:
-                    unfinished.replace(path)
+                self._name(unfinished, path, info, create_once=create_once)
                 _sync_folders(path.parent, self._root)
             finally:
                 unfinished.unlink(missing_ok=True)
         return info
+
+    def _name(self, unfinished: Path, path: Path, info: ObjectInfo, *, create_once: bool) -> None:
+        """Give a finished file its name, in a folder that a delete beside it may just have found empty."""
+        for remaining in reversed(range(_NAMING_ATTEMPTS)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if create_once:
+                    self._link(unfinished, path, info)
+                else:
+                    unfinished.replace(path)
+            except FileNotFoundError:
+                if not remaining:
+                    raise
+            else:
+                return
 
     @staticmethod
     def _link(unfinished: Path, path: Path, info: ObjectInfo) -> None:
@@ -88,9 +102,13 @@ class LocalStore:
                 return None
 
     def delete(self, key: str) -> None:
-        """See `ObjectStore.delete`."""
+        """See `ObjectStore.delete`; folders that become empty go, too."""
+        path = self._path(key)
         with _outages_named():
-            self._path(key).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder is not empty, or gone already
+            for folder in path.parents[: len(key.split("/")) - 1]:
+                folder.rmdir()
 
     def presign(self, key: str, expires_s: int, filename: str) -> str | None:
         """Return None: the service itself sends the bytes."""
@@ -101,10 +119,34 @@ class LocalStore:
         with _outages_named(), tempfile.TemporaryFile(dir=self._unfinished):
             pass
 
-    def self_test(self) -> list[str]:
-        """See `ObjectStore.self_test`."""
-        self.check()
-        return []
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """See `ObjectStore.list`."""
+        folder = self._path(prefix.rstrip("/")) if prefix else self._root
+        with _outages_named():
+            for parent, folders, names in os.walk(folder):
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                for name in sorted(names):
+                    if (found := self._stored(Path(parent, name))) is not None:
+                        yield found
+
+    def _stored(self, path: Path) -> StoredObject | None:
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # deleted since its folder was read
+            return None
+        key = path.relative_to(self._root).as_posix()
+        return StoredObject(key, status.st_size, time.time() - status.st_mtime)
+
+    def discard_unfinished(self, older_than_s: float) -> int:
+        """See `ObjectStore.discard_unfinished`."""
+        num_discarded = 0
+        with _outages_named():
+            for path in self._unfinished.iterdir():
+                with suppress(FileNotFoundError):  # its writer has finished
+                    if time.time() - path.stat().st_mtime > older_than_s:
+                        path.unlink()
+                        num_discarded += 1
+        return num_discarded
 
     def _open(self, key: str) -> BinaryIO:
         try:

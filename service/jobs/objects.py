@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
+
+from service.jobs.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,11 +22,19 @@ __all__ = [
     "ObjectInfo",
     "ObjectMissing",
     "ObjectStore",
+    "StoredObject",
+    "UnfitStore",
     "artifact_key",
+    "attempt_of",
+    "check_writes_once",
     "checkpoint_key",
     "describe",
+    "job_prefix",
+    "open_checked_store",
     "open_object_store",
 ]
+
+logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 * 1024
 """Bytes that a range read yields at a time."""
@@ -35,6 +47,20 @@ class ObjectInfo:
     sha256: str
     """Lower-case hex."""
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An entry of a listing."""
+
+    key: str
+    size_bytes: int
+    age_s: float
+    """Since it was written, by the clocks of the store and of this machine."""
+
+
+class UnfitStore(Exception):
+    """The store answers, but does not keep a promise that results depend on; the text names it and says which."""
 
 
 class ObjectExists(Exception):
@@ -89,12 +115,37 @@ class ObjectStore(Protocol):
         """Raise `StoreUnavailable` unless the store answers (for /readyz)."""
         ...
 
-    def self_test(self) -> list[str]:
-        """Write once at start-up; returns the warnings that an operator should see."""
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """List what is stored under keys that begin with `prefix`: empty, or ending in a slash."""
+        ...
+
+    def discard_unfinished(self, older_than_s: float) -> int:
+        """Remove what writers that died within a `put` have left; how much that was."""
         ...
 
 
+def check_writes_once(objects: ObjectStore, url: str) -> None:
+    """Put one object twice, as two attempts at one job might: raise `UnfitStore` unless the second is refused.
+
+    `url` names the store in the error. Leaves nothing behind. Raises `StoreUnavailable`.
+    """
+    key = f"self-test/{uuid.uuid4().hex}"
+    objects.put(key, b"first")
+    try:
+        objects.put(key, b"second")
+    except ObjectExists:
+        return
+    finally:
+        objects.delete(key)
+    raise UnfitStore(
+        f"the object store {url} let a second writer replace an object that is to be written once: it ignores "
+        "If-None-Match. Choose a server that honors conditional writes (Amazon S3, SeaweedFS, MinIO, Ceph) "
+        "and name it in DREAMSERVE_OBJECTS_URL"
+    )
+
+
 _ID = re.compile(r"[A-Za-z]+_[0-9A-Z]{26}")
+_ATTEMPT_KEY = re.compile(rf"jobs/({_ID.pattern})/([0-9]{{4,9}})/.+")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9]+)*")
 
 
@@ -110,10 +161,21 @@ def checkpoint_key(job_id: str, attempt: int, step: int) -> str:
     return f"{_attempt_prefix(job_id, attempt)}/checkpoints/{step:07d}.safetensors"
 
 
-def _attempt_prefix(job_id: str, attempt: int) -> str:
+def job_prefix(job_id: str) -> str:
+    """Name what all keys of a job begin with."""
     if not _ID.fullmatch(job_id):
         raise ValueError(f"a job's id looks like job_01ARZ3NDEKTSV4RRFFQ69G5FAV, found {job_id!r}")
-    return f"jobs/{job_id}/{attempt:04d}"
+    return f"jobs/{job_id}/"
+
+
+def _attempt_prefix(job_id: str, attempt: int) -> str:
+    return f"{job_prefix(job_id)}{attempt:04d}"
+
+
+def attempt_of(key: str) -> tuple[str, int] | None:
+    """Read from a key which attempt at which job has written the object; None when the key is none of ours."""
+    found = _ATTEMPT_KEY.fullmatch(key)
+    return None if found is None else (found[1], int(found[2]))
 
 
 def describe(content: bytes | Path) -> ObjectInfo:
@@ -123,6 +185,19 @@ def describe(content: bytes | Path) -> ObjectInfo:
     with content.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return ObjectInfo(digest, file.tell())
+
+
+def open_checked_store(url: str, *, public_endpoint: str | None = None) -> ObjectStore:
+    """Open an object store at start-up and test it; raises `UnfitStore`.
+
+    One that does not answer yet is taken on trust, since a service may start before its stores; /readyz watches it.
+    """
+    objects = open_object_store(url, public_endpoint=public_endpoint)
+    try:
+        check_writes_once(objects, url)
+    except StoreUnavailable as error:
+        logger.warning("the object store %s could not be tested: %s", url, error)
+    return objects
 
 
 def open_object_store(url: str, *, public_endpoint: str | None = None) -> ObjectStore:

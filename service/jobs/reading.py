@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from service.jobs import series, tables
 from service.jobs.documents import artifact_document, job_document, queue_document
 from service.jobs.fleet import pace
+from service.jobs.places import find_places
 from service.jobs.states import JobState
 
 if TYPE_CHECKING:
@@ -18,18 +19,31 @@ if TYPE_CHECKING:
     from service.jobs.database import Transaction
     from service.jobs.documents import Document, Row
 
-__all__ = ["artifact", "artifacts", "get", "list_jobs"]
+__all__ = ["artifact", "artifacts", "exists", "get", "list_jobs"]
 
 
-def get(tx: Transaction, job_id: str) -> Document | None:
-    """Build one job's document; None when it never existed."""
-    rows = tx.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id)).all()
-    return next(iter(_documents(tx, rows)), None)
+def get(tx: Transaction, job_id: str, owner: str | None = None) -> Document | None:
+    """Build one job's document; None when it never existed, or is another's than `owner`."""
+    query = sa.select(tables.jobs).where(tables.jobs.c.id == job_id, *_of(owner))
+    return next(iter(_documents(tx, tx.execute(query).all())), None)
+
+
+def exists(tx: Transaction, job_id: str, owner: str | None = None) -> bool:
+    """Tell whether there is such a job, and `owner` may see it."""
+    query = sa.select(tables.jobs.c.id).where(tables.jobs.c.id == job_id, *_of(owner))
+    return tx.execute(query).one_or_none() is not None
+
+
+def _of(owner: str | None) -> list[sa.ColumnElement[bool]]:
+    """Keep to the jobs of one owner; None: those of all, for operators and workers."""
+    return [] if owner is None else [tables.jobs.c.owner == owner]
 
 
 def list_jobs(
     tx: Transaction,
+    owner: str | None,
     status: JobState | None,
+    batch_id: str | None,
     method: str | None,
     metadata: Mapping[str, str],
     limit: int,
@@ -37,9 +51,11 @@ def list_jobs(
 ) -> tuple[list[Document], str | None]:
     """Build a page of documents, newest first; the cursor is the last id of the page before."""
     columns = tables.jobs.c
-    query = sa.select(tables.jobs).order_by(columns.id.desc()).limit(limit + 1)
+    query = sa.select(tables.jobs).where(*_of(owner)).order_by(columns.id.desc()).limit(limit + 1)
     if status is not None:
         query = query.where(columns.state == status.value)
+    if batch_id is not None:
+        query = query.where(columns.batch_id == batch_id)
     if method is not None:
         query = query.where(columns.method == method)
     for key, value in metadata.items():
@@ -51,15 +67,18 @@ def list_jobs(
     return _documents(tx, page), page[-1].id if len(rows) > limit else None
 
 
-def artifacts(tx: Transaction, job_id: str) -> list[Document]:
-    """List a job's artifacts in the order of their publication."""
+def artifacts(tx: Transaction, job_id: str, owner: str | None = None) -> list[Document]:
+    """List a job's artifacts in the order of their publication; none of another's than `owner`."""
+    if not exists(tx, job_id, owner):
+        return []
     return [artifact_document(row) for row in _children(tx, tables.artifacts, "number", [job_id])[job_id]]
 
 
-def artifact(tx: Transaction, artifact_id: str) -> tuple[Document, str] | None:
-    """Describe one artifact and name its object."""
+def artifact(tx: Transaction, artifact_id: str, owner: str | None = None) -> tuple[Document, str] | None:
+    """Describe one artifact and name its object; None when it never existed, or is another's than `owner`."""
     table = tables.artifacts
-    row = tx.execute(sa.select(table).where(table.c.id == artifact_id)).one_or_none()
+    query = sa.select(table).join(tables.jobs).where(table.c.id == artifact_id, *_of(owner))
+    row = tx.execute(query).one_or_none()
     return None if row is None else (artifact_document(row), row.key)
 
 
@@ -89,13 +108,5 @@ def _queues(tx: Transaction, rows: Sequence[Row]) -> dict[str, Document]:
     if not rows:
         return {}
     moving = pace(tx)
-    return {row.id: queue_document(row, 1 + _num_ahead(tx, row), moving, tx.now) for row in rows}
-
-
-def _num_ahead(tx: Transaction, row: Row) -> int:
-    columns = tables.jobs.c
-    goes_first = (columns.priority < row.priority) | (
-        (columns.priority == row.priority) & (columns.id < row.id)
-    )
-    query = sa.select(sa.func.count()).select_from(tables.jobs)
-    return int(tx.execute(query.where(columns.state == JobState.QUEUED.value, goes_first)).scalar_one())
+    places = find_places(tx, rows, None if moving.run_s is None else sum(moving.run_s) / 2)
+    return {row.id: queue_document(row, places[row.id], moving, tx.now) for row in rows}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from service.jobs.defaults import judges, steering
 from service.jobs.errors import FieldProblem, RefusalCode, Refused
-from service.jobs.spec import DreamFlMethod, JobSpec, SdsMethod
+from service.jobs.spec import MAX_EMBEDDED_STEPS, DreamFlMethod, JobSpec, SdsMethod
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,10 +31,7 @@ def _refusal(code: RefusalCode, pointer: str, detail: str, suggestion: str) -> R
 def _check_release(spec: JobSpec) -> None:
     """Refuse what the job format has but this release has not: nothing asked for is silently ignored."""
     absent = [
-        ("/candidates/count", "more than one candidate", spec.candidates.count > 1),
         ("/outputs/turntable", "turntables", spec.outputs.turntable),
-        ("/limits/max_gpu_s", "budgets in GPU seconds", spec.limits.max_gpu_s is not None),
-        ("/webhook", "webhooks", spec.webhook is not None),
     ]
     problems = [
         FieldProblem(where, f"this release has no {what} yet") for where, what, asked in absent if asked
@@ -48,6 +45,25 @@ def _check_release(spec: JobSpec) -> None:
             f"effort 'preview' optimizes nothing, but steps is {spec.steps}",
             "Leave steps out, or choose effort 'draft' or 'full'.",
         )
+    if spec.candidates.count > 1 and (spec.effort == "preview" or not _rewards_that_choose(spec)):
+        raise _refusal(
+            "invalid-request",
+            "/candidates/count",
+            "the best candidates are chosen by reward, but this job "
+            + ("makes no objects" if spec.effort == "preview" else "has none"),
+            "Name a reward, and choose effort 'draft' or 'full'; or ask for one candidate.",
+        )
+    if spec.prior == "embedded" and spec.steps > MAX_EMBEDDED_STEPS:
+        raise _refusal(
+            "invalid-request",
+            "/steps",
+            f"found {spec.steps}, but the embedded prior takes {MAX_EMBEDDED_STEPS} steps at most",
+            "Ask for fewer; it has drawn what it can after a few hundred.",
+        )
+
+
+def _rewards_that_choose(spec: JobSpec) -> list[str]:
+    return [reward.name for reward in spec.rewards] + [name for _, name in judges(spec.method)]
 
 
 def _check_parts(spec: JobSpec, can: Capabilities) -> None:
@@ -120,10 +136,12 @@ def _check_steering(spec: JobSpec, can: Capabilities) -> None:
             f"method '{method.name}' follows rewards, but the list is empty",
             f"Name one of {', '.join(sorted(can.rewards))}, or choose method 'sds'.",
         )
+    _check_steers(spec, can)
     if isinstance(method, DreamFlMethod):
         _check_differentiable(names, can)
     if not isinstance(method, SdsMethod):
         _check_views(spec, can)
+        _check_joint(spec, can)
     if spec.referee is not None and spec.referee in steering(method, spec.rewards):
         raise _refusal(
             "referee-is-reward",
@@ -131,6 +149,17 @@ def _check_steering(spec: JobSpec, can: Capabilities) -> None:
             f"'{spec.referee}' steers this job, so its score would flatter the result",
             "Choose a referee that is neither among the rewards nor the judge, or leave it out.",
         )
+
+
+def _check_steers(spec: JobSpec, can: Capabilities) -> None:
+    for pointer, name in _rewards(spec):
+        if pointer != "/referee" and not can.rewards[name].steers:
+            raise _refusal(
+                "method-unavailable",
+                pointer,
+                f"'{name}' scores renders of a finished object, so it cannot steer",
+                f"Name '{name}' as the referee, or leave it out: every result has its score.",
+            )
 
 
 def _check_differentiable(names: list[str], can: Capabilities) -> None:
@@ -149,7 +178,9 @@ def _check_differentiable(names: list[str], can: Capabilities) -> None:
 def _check_views(spec: JobSpec, can: Capabilities) -> None:
     """Refuse a reward that scores several views together, on a prior that makes another number of them."""
     made = can.priors[spec.prior].views
-    asked = judges(spec.method) or _rewards(spec)[:1]
+    asked = judges(spec.method) or [
+        (f"/rewards/{index}/name", one.name) for index, one in enumerate(spec.rewards)
+    ]
     for pointer, name in asked:
         wanted = can.rewards[name].views
         if made is not None and wanted is not None and wanted != made:
@@ -158,6 +189,21 @@ def _check_views(spec: JobSpec, can: Capabilities) -> None:
                 pointer,
                 f"'{name}' scores {wanted} views of an object together, but prior '{spec.prior}' makes {made} a call",
                 "Choose a reward that scores single views, or another prior.",
+            )
+
+
+def _check_joint(spec: JobSpec, can: Capabilities) -> None:
+    """Refuse a reward that is to steer together with others, but of whose scores nobody knows where they lie."""
+    if len(spec.rewards) < 2 or judges(spec.method):
+        return
+    fit = sorted(name for name, facts in can.rewards.items() if facts.typical)
+    for index, one in enumerate(spec.rewards):
+        if can.rewards[one.name].typical is None:
+            raise _refusal(
+                "method-unavailable",
+                f"/rewards/{index}/name",
+                f"'{one.name}' cannot be mixed with other rewards: nobody knows where its scores usually lie",
+                f"Let it steer alone, or mix only {', '.join(fit) or 'none (this server has none that can be)'}.",
             )
 
 

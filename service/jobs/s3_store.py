@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import uuid
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -12,7 +12,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from service.jobs.errors import StoreUnavailable
-from service.jobs.objects import CHUNK_BYTES, ObjectExists, ObjectInfo, ObjectMissing, describe
+from service.jobs.objects import CHUNK_BYTES, ObjectExists, ObjectInfo, ObjectMissing, StoredObject, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,21 +148,19 @@ class S3Store:
         with _outages_named(self._bucket):
             self._client.head_bucket(Bucket=self._bucket)
 
-    def self_test(self) -> list[str]:
-        """Put one object twice with `If-None-Match: *`: the second put must be refused."""
-        key = f"self-test/{uuid.uuid4().hex}"
-        self.put(key, b"first", create_once=False)
-        try:
-            self.put(key, b"second")
-        except ObjectExists:
-            return []
-        finally:
-            self.delete(key)
-        warning = (
-            f"the S3 server of bucket {self._bucket} ignores If-None-Match, so it cannot refuse a second write "
-            "of one object; use one that honors conditional writes (Amazon S3, SeaweedFS, MinIO, Ceph)"
-        )
-        return [warning]
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """See `ObjectStore.list`."""
+        pages = self._client.get_paginator("list_objects_v2")
+        with _outages_named(self._bucket):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._prefix}{prefix}"):
+                now = datetime.now(UTC)
+                for found in page.get("Contents", ()):
+                    age_s = (now - found["LastModified"]).total_seconds()
+                    yield StoredObject(found["Key"].removeprefix(self._prefix), found["Size"], age_s)
+
+    def discard_unfinished(self, older_than_s: float) -> int:
+        """See `ObjectStore.discard_unfinished`; a put is one request, of which S3 keeps all or nothing."""
+        return 0
 
     def _place(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": f"{self._prefix}{key}"}

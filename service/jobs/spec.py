@@ -25,8 +25,10 @@ from service.jobs.knobs import (
     Ramp,
     SdsMethod,
 )
+from service.jobs.webhook_targets import MAX_URL
 
 __all__ = [
+    "MAX_EMBEDDED_STEPS",
     "METHOD_NAMES",
     "AnyMethod",
     "Candidates",
@@ -55,6 +57,8 @@ MAX_PROMPT = 1_000
 """Code points of a prompt. Source: product."""
 MAX_SEED = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly. Source: product."""
+MAX_STEPS, MAX_EMBEDDED_STEPS = 100_000, 20_000
+"""Of published priors, and of the embedded one. Source: product."""
 
 Effort = Literal["preview", "draft", "full"]
 LicensePolicy = Literal["any", "commercial_ok"]
@@ -77,7 +81,7 @@ def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 Prompt: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), AfterValidator(_not_blank)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Steps: TypeAlias = Annotated[int, Field(ge=1, le=20_000)]
+Steps: TypeAlias = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Metadata: TypeAlias = Annotated[
     dict[
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")],
@@ -85,7 +89,12 @@ Metadata: TypeAlias = Annotated[
     ],
     Field(max_length=16, description="Up to 16 pairs of your own, handed back with the job; never read."),
 ]
-Webhook: TypeAlias = Annotated[str, StringConstraints(max_length=2_048, pattern=r"^https://")]
+Webhook: TypeAlias = Annotated[
+    str,
+    # What else a URL must be depends on the operator's settings, see `webhook_targets.py`.
+    StringConstraints(max_length=MAX_URL, pattern=r"^https?://"),
+    Field(description="An https URL that is told the job's end, signed (see /v1/webhooks/default)."),
+]
 
 
 class RewardUse(Part):
@@ -93,7 +102,13 @@ class RewardUse(Part):
 
     name: Name
     version: Name | None = Field(None, description="A registered version; by default the newest one.")
-    weight: float = Field(1.0, gt=0, le=1_000, description="Relative weight (no unit). Source: product.")
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=1_000,
+        description="Weight in the sum of several, each less its typical score and over its typical spread (no unit). "
+        "Source: product.",
+    )
 
 
 class Candidates(Part):
@@ -163,7 +178,10 @@ class JobRequest(Part):
     prior: PriorName | None = None
     rewards: Annotated[tuple[RewardUse, ...], Field(strict=False, max_length=8)] | None = None
     referee: Name | None = Field(None, description="A reward that never steers, scored for honesty.")
-    steps: Steps | None = Field(None, description="Optimization steps; by default what `effort` says.")
+    steps: Steps | None = Field(
+        None,
+        description="Optimization steps, 20,000 at most on the embedded prior; by default what `effort` says.",
+    )
     effort: Effort | None = Field(
         None, description="preview 0, draft 100, full 300 steps; with a preset draft 2,000, full its own."
     )
@@ -188,7 +206,7 @@ class JobSpec(Part):
     prior: PriorName
     rewards: Annotated[tuple[RewardUse, ...], Field(strict=False, max_length=8)]
     referee: Name | None
-    steps: Annotated[int, Field(ge=0, le=20_000)]
+    steps: Annotated[int, Field(ge=0, le=MAX_STEPS)]
     effort: Effort
     candidates: Candidates
     mesh: Mesh

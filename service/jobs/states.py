@@ -202,6 +202,10 @@ class LeaseAnswer:
 
     cancel_requested: bool
     deadline_passed: bool
+    overdrawn: str | None = None
+    """How the job's budget of worker seconds is used up; None while it is not."""
+    keep_partial: bool = False
+    """A cancel was requested that keeps what there is: export the scene as it is."""
     superseded: tuple[str, ...] = ()
     """Keys of checkpoints that newer ones replaced: the worker may delete these objects."""
 

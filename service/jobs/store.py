@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
-from ulid import ULID
 
-from service.jobs import events, fleet, leasing, reading, tables, tallies
+from service.jobs import batch_expansion, events, fleet, leasing, reading, shares, tables, tallies
 from service.jobs.database import Clock, Database, Transaction, database_time
 from service.jobs.errors import IdempotencyKeyReused, QueueFull
-from service.jobs.events import EventType
 from service.jobs.leasing import Report, held
 from service.jobs.states import FailureCode, JobState, StaleLease
+from service.jobs.submission import insert_job
 from service.jobs.tallies import Total
-from service.jobs.transitions import end_attempt_in_failure, end_job, lock, move, update
+from service.jobs.transitions import ask_to_end, end_attempt_in_failure, lock
+from service.jobs.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["JobStore"]
 
-_PRIORITIES = {"high": 0, "normal": 1, "low": 2}
-"""Smaller goes first, so that one index serves the order of the queue."""
 _USES = frozenset({"optimizing", "loading", "exporting", "idle", "redone"})
 
 
@@ -53,11 +51,13 @@ class JobStore:
     ) -> None:
         """Connect to `url` (SQLAlchemy) and create the tables that are missing."""
         self.database = Database(url, clock)
+        self._wakeup = Wakeup(self.database)
         self._retention_s = retention_s
         self._max_queued = max_queued
 
     def close(self) -> None:
         """Close all connections."""
+        self._wakeup.close()
         self.database.close()
 
     # ---- for the frontend
@@ -66,21 +66,24 @@ class JobStore:
         self,
         spec: JobSpec,
         *,
+        owner: str = tables.LOCAL_OWNER,
         idempotency_key: str | None = None,
         body_hash: str | None = None,
         warnings: Sequence[Mapping[str, str]] = (),
+        retry_of: str | None = None,
     ) -> tuple[Document, bool]:
-        """Queue a job: its document, and whether it is new (False: this key was seen with this body).
+        """Queue a job: its document, and whether it is new (False: this owner's key was seen with this body).
 
-        Raises `IdempotencyKeyReused` (same key, other `body_hash`) and `QueueFull`.
+        Raises `IdempotencyKeyReused` (same key, other `body_hash`), `QueueFull` and `QuotaExceeded`.
         """
         assert (idempotency_key is None) == (body_hash is None), "a key comes with the hash of its body"
         try:
             with self.database.writing() as tx:
-                known = _known_job(tx, idempotency_key, body_hash)
-                job_id = known or _insert_job(tx, spec, warnings, self._max_queued)
+                known = _known_job(tx, owner, idempotency_key, body_hash)
+                job_id = known or _insert_job(tx, owner, spec, warnings, self._max_queued, retry_of)
                 if idempotency_key is not None and known is None:
                     row = {
+                        "owner": owner,
                         "key": idempotency_key,
                         "body_hash": body_hash,
                         "job_id": job_id,
@@ -91,27 +94,31 @@ class JobStore:
         except IntegrityError:
             # Another request with this key committed first (possible on PostgreSQL only).
             with self.database.reading() as tx:
-                known = _known_job(tx, idempotency_key, body_hash)
+                known = _known_job(tx, owner, idempotency_key, body_hash)
                 assert known is not None
                 document = reading.get(tx, known)
         assert document is not None
         return document, known is None
 
-    def submitted_before(self, idempotency_key: str, body_hash: str) -> Document | None:
-        """Find the job that this key has made; raises `IdempotencyKeyReused` if it came with another body."""
+    def submitted_before(
+        self, idempotency_key: str, body_hash: str, owner: str = tables.LOCAL_OWNER
+    ) -> Document | None:
+        """Find the job that this owner's key has made; raises `IdempotencyKeyReused` for another body."""
         with self.database.reading() as tx:
-            known = _known_job(tx, idempotency_key, body_hash)
+            known = _known_job(tx, owner, idempotency_key, body_hash)
             return None if known is None else reading.get(tx, known)
 
-    def get(self, job_id: str) -> Document | None:
-        """Tell the whole truth about one job; None when it never existed."""
+    def get(self, job_id: str, owner: str | None = None) -> Document | None:
+        """Tell the whole truth about one job; None when it never existed, or is another's than `owner`."""
         with self.database.reading() as tx:
-            return reading.get(tx, job_id)
+            return reading.get(tx, job_id, owner)
 
     def list_jobs(
         self,
         *,
+        owner: str | None = None,
         status: JobState | None = None,
+        batch_id: str | None = None,
         method: str | None = None,
         metadata: Mapping[str, str] | None = None,
         limit: int = 50,
@@ -119,36 +126,36 @@ class JobStore:
     ) -> tuple[list[Document], str | None]:
         """List jobs, newest first, and the cursor of the next page (None at the end)."""
         with self.database.reading() as tx:
-            return reading.list_jobs(tx, status, method, metadata or {}, limit, cursor)
+            return reading.list_jobs(tx, owner, status, batch_id, method, metadata or {}, limit, cursor)
 
-    def cancel(self, job_id: str) -> Document | None:
+    def cancel(self, job_id: str, owner: str | None = None, *, keep_partial: bool = False) -> Document | None:
         """Cancel a job: at once when queued, by asking its worker when running; nothing happens when it ended.
 
-        Returns the job's document, None when it never existed.
+        With `keep_partial` a running job's scene is exported as it is; the newest call decides. Returns the job's
+        document, None when it never existed, or is another's than `owner`.
         """
         with self.database.writing() as tx:
-            row = lock(tx, job_id)
-            if row is not None and row.state == JobState.QUEUED:
-                update(tx, row, cancel_requested=True)
-                end_job(tx, row, JobState.CANCELED)
-            elif row is not None and row.state == JobState.RUNNING:
-                move(tx, row, JobState.CANCELING, cancel_requested=True)
-            return reading.get(tx, job_id)
+            row = lock(tx, job_id, owner)
+            if row is not None:
+                ask_to_end(tx, row, keep_partial=keep_partial)
+            return reading.get(tx, job_id, owner)
 
-    def events(self, job_id: str, *, after: int = 0, limit: int = 1_000) -> list[Event]:
-        """List a job's events with `id` > `after`, in order."""
+    def events(
+        self, job_id: str, *, owner: str | None = None, after: int = 0, limit: int = 1_000
+    ) -> list[Event]:
+        """List a job's events with `id` > `after`, in order; none of another's than `owner`."""
         with self.database.reading() as tx:
-            return events.read(tx, job_id, after, limit)
+            return events.read(tx, job_id, after, limit) if reading.exists(tx, job_id, owner) else []
 
-    def artifacts(self, job_id: str) -> list[Document]:
-        """List a job's artifacts."""
+    def artifacts(self, job_id: str, owner: str | None = None) -> list[Document]:
+        """List a job's artifacts; none of another's than `owner`."""
         with self.database.reading() as tx:
-            return reading.artifacts(tx, job_id)
+            return reading.artifacts(tx, job_id, owner)
 
-    def artifact(self, artifact_id: str) -> tuple[Document, str] | None:
-        """Describe one artifact and name its object; None when it never existed."""
+    def artifact(self, artifact_id: str, owner: str | None = None) -> tuple[Document, str] | None:
+        """Describe one artifact and name its object; None when it never existed, or is another's than `owner`."""
         with self.database.reading() as tx:
-            return reading.artifact(tx, artifact_id)
+            return reading.artifact(tx, artifact_id, owner)
 
     def capabilities(self) -> Capabilities | None:
         """Unite what live workers have published; None when none is alive."""
@@ -168,9 +175,19 @@ class JobStore:
     # ---- for the workers: every write is fenced, and raises `StaleLease` when the job is no longer theirs
 
     def claim(self, worker: str, lease_s: float = 60.0) -> Lease | None:
-        """Take the next job that may run, after a `sweep`; None when there is none."""
+        """Take the next job that may run (see `shares.py`), after a `sweep`; None when there is none.
+
+        Where no job waits, batches are asked for more of theirs.
+        """
         with self.database.writing() as tx:
-            return leasing.claim(tx, worker, lease_s)
+            lease = leasing.claim(tx, worker, lease_s)
+            if lease is None and batch_expansion.advance(tx, self._max_queued):
+                lease = leasing.claim(tx, worker, lease_s)
+            return lease
+
+    def wait_for_work(self, timeout_s: float) -> None:
+        """Return when a job may have been queued, after `timeout_s` at the latest; for one thread at a time."""
+        self._wakeup.wait(timeout_s)
 
     def report(
         self,
@@ -231,10 +248,17 @@ class JobStore:
             return end_attempt_in_failure(tx, held(tx, lease), code, detail)
 
     def cancel_confirmed(
-        self, lease: Lease, result: Document | None = None, artifacts: Sequence[NewArtifact] = ()
+        self,
+        lease: Lease,
+        result: Document | None = None,
+        artifacts: Sequence[NewArtifact] = (),
+        scores: Sequence[ScorePoint] = (),
     ) -> tuple[str, ...]:
-        """End a job whose cancel its worker has carried out. Returns the keys of checkpoints to delete."""
-        return self._publish(lease, JobState.CANCELED, result, artifacts)
+        """End a job whose cancel its worker has carried out, with the partial result that was to be kept, if any.
+
+        Returns the keys of checkpoints to delete.
+        """
+        return self._publish(lease, JobState.CANCELED, result, artifacts, scores)
 
     def release(self, lease: Lease) -> None:
         """Give an unfinished job back, without counting a failure (drain, preemption)."""
@@ -267,6 +291,11 @@ class JobStore:
             raise
 
     # ---- for the pool
+
+    def wanted_slots(self) -> int:
+        """Count the jobs that run or could run now."""
+        with self.database.reading() as tx:
+            return fleet.wanted_slots(tx)
 
     def worker_lost(self, worker: str) -> list[str]:
         """End the leases of a dead worker at once, and forget it; the ids of its jobs."""
@@ -304,10 +333,11 @@ class JobStore:
                 tallies.count(tx, Total.WORKER_SECONDS, amount, use=use)
 
 
-def _known_job(tx: Transaction, idempotency_key: str | None, body_hash: str | None) -> str | None:
-    """Find the job that an idempotency key has made."""
+def _known_job(tx: Transaction, owner: str, idempotency_key: str | None, body_hash: str | None) -> str | None:
+    """Find the job that an idempotency key of this owner has made."""
     table = tables.idempotency_keys
-    row = tx.execute(sa.select(table).where(table.c.key == idempotency_key)).one_or_none()
+    query = sa.select(table).where(table.c.owner == owner, table.c.key == idempotency_key)
+    row = tx.execute(query).one_or_none()
     if row is None:
         return None
     if row.body_hash != body_hash:
@@ -318,32 +348,18 @@ def _known_job(tx: Transaction, idempotency_key: str | None, body_hash: str | No
 
 
 def _insert_job(
-    tx: Transaction, spec: JobSpec, warnings: Sequence[Mapping[str, str]], max_queued: int | None
+    tx: Transaction,
+    owner: str,
+    spec: JobSpec,
+    warnings: Sequence[Mapping[str, str]],
+    max_queued: int | None,
+    retry_of: str | None,
 ) -> str:
     jobs = tables.jobs
+    shares.check_quotas(tx, owner)
     if max_queued is not None:
         waiting = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state == JobState.QUEUED.value)
         queued = tx.execute(waiting).scalar_one()
         if queued >= max_queued:
             raise QueueFull(queued, max_queued)
-    job_id = f"job_{ULID.from_timestamp(tx.now)}"
-    tx.execute(
-        sa.insert(jobs).values(
-            id=job_id,
-            state=JobState.QUEUED.value,
-            spec=spec.model_dump(mode="json"),
-            method=spec.method.name,
-            priority=_PRIORITIES[spec.priority],
-            created_at=tx.now,
-            not_before=tx.now,
-            deadline_at=tx.now + spec.limits.deadline_s,
-            max_attempts=spec.limits.max_attempts,
-            steps_total=spec.steps,
-            warnings=[dict(warning) for warning in warnings],
-        )
-    )
-    events.append(tx, job_id, EventType.QUEUED, {})
-    for warning in warnings:
-        events.append(tx, job_id, EventType.WARNING, dict(warning))
-    tallies.count(tx, Total.JOBS_SUBMITTED)
-    return job_id
+    return insert_job(tx, spec, warnings, owner=owner, retry_of=retry_of)

@@ -36,6 +36,7 @@ class Total(StrEnum):
     FENCED_WRITES = "fenced_writes"
     ARTIFACT_BYTES = "artifact_bytes"
     INVALID_MESHES = "invalid_meshes"
+    WEBHOOK_DELIVERIES = "webhook_deliveries"
 
 
 class Histogram(StrEnum):

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from service.jobs import events, tables, tallies
+from service.jobs import budgets, events, shares, tables, tallies
+from service.jobs.batch_items import follow
 from service.jobs.events import EventType
 from service.jobs.states import TRANSITIONS, FailureCode, JobState, Outcome, outcome_of
 from service.jobs.tallies import Histogram, Total
+from service.jobs.wakeup import announce
 
 if TYPE_CHECKING:
     from service.jobs.database import Transaction
     from service.jobs.documents import Row
 
-__all__ = ["end_attempt", "end_attempt_in_failure", "end_job", "lock", "move", "update"]
+__all__ = ["ask_to_end", "end_attempt", "end_attempt_in_failure", "end_job", "lock", "move", "update"]
 
 _BACKOFF_S = 1.0
 _MAX_BACKOFF_S = 60.0
@@ -33,11 +35,15 @@ _END_EVENTS = {
 }
 
 
-def lock(tx: Transaction, job_id: str) -> Row | None:
-    """Read a job's row and keep others from changing it until this transaction ends."""
-    return tx.execute(
-        sa.select(tables.jobs).where(tables.jobs.c.id == job_id).with_for_update()
-    ).one_or_none()
+def lock(tx: Transaction, job_id: str, owner: str | None = None) -> Row | None:
+    """Read a job's row and keep others from changing it until this transaction ends.
+
+    None when there is no such job, or when it is another's than `owner`.
+    """
+    query = sa.select(tables.jobs).where(tables.jobs.c.id == job_id)
+    if owner is not None:
+        query = query.where(tables.jobs.c.owner == owner)
+    return tx.execute(query.with_for_update()).one_or_none()
 
 
 def update(tx: Transaction, row: Row, **values: Any) -> None:
@@ -47,9 +53,10 @@ def update(tx: Transaction, row: Row, **values: Any) -> None:
 
 
 def move(tx: Transaction, row: Row, to: JobState, **values: Any) -> None:
-    """Change the state of a locked job, and other columns with it."""
+    """Change the state of a locked job, and other columns with it; its item in a batch follows."""
     assert to in TRANSITIONS[JobState(row.state)], f"{row.id}: no way from {row.state} to {to}"
     tx.execute(sa.update(tables.jobs).where(tables.jobs.c.id == row.id).values(state=to.value, **values))
+    follow(tx, row, to)
 
 
 def end_job(
@@ -81,6 +88,18 @@ def end_job(
     return tuple(keys.scalars())
 
 
+def ask_to_end(tx: Transaction, row: Row, *, keep_partial: bool = False) -> None:
+    """Cancel a locked job: at once when it is queued, through its worker when it runs; an ended one stays as it is."""
+    match JobState(row.state):
+        case JobState.QUEUED:
+            update(tx, row, cancel_requested=True)
+            end_job(tx, row, JobState.CANCELED)
+        case JobState.RUNNING:
+            move(tx, row, JobState.CANCELING, cancel_requested=True, keep_partial=keep_partial)
+        case JobState.CANCELING:
+            update(tx, row, keep_partial=keep_partial)
+
+
 def end_attempt(tx: Transaction, row: Row, outcome: Outcome) -> None:
     """Close the running attempt of a locked job."""
     columns = tables.attempts.c
@@ -101,21 +120,37 @@ def end_attempt_in_failure(tx: Transaction, row: Row, code: FailureCode, detail:
     """
     end_attempt(tx, row, outcome_of(code))
     tallies.count(tx, Total.ATTEMPTS_FAILED, code=code.value)
+    if code is FailureCode.WORKER_LOST:
+        shares.charge(tx, row.owner, _untold_s(tx, row))
     failures = row.failures + (code is not FailureCode.PREEMPTED)
     update(tx, row, failures=failures)
     lost = {"number": row.attempt, "worker": row.worker, "code": code.value, "detail": _printable(detail)}
     if row.cancel_requested:
         events.append(tx, row.id, EventType.ATTEMPT_LOST, lost)
         return end_job(tx, row, JobState.CANCELED)
+    if code.retryable and (spent := budgets.overdrawn(tx, row)) is not None:
+        code, detail = FailureCode.GPU_BUDGET_EXCEEDED, spent
     if code.retryable and failures < row.max_attempts:
         pause_s = 0.0 if code is FailureCode.PREEMPTED else _backoff_s(failures)
         move(tx, row, JobState.QUEUED, not_before=tx.now + pause_s, **_NO_LEASE)
         events.append(tx, row.id, EventType.ATTEMPT_LOST, {**lost, "retry_in_s": round(pause_s, 1)})
+        if not pause_s:
+            announce(tx)
         return ()
     if code is FailureCode.WORKER_LOST:
         code = FailureCode.POISON_JOB
         detail = f"{failures} attempts failed, the last one by losing its worker: {detail}"
     return end_job(tx, row, JobState.FAILED, error=(code, detail))
+
+
+def _untold_s(tx: Transaction, row: Row) -> float:
+    """Compute how long a lost attempt held its worker beyond what was reported: its owner pays for that too."""
+    columns = tables.attempts.c
+    attempt = sa.select(columns.started_at, columns.worker_s).where(
+        columns.job_id == row.id, columns.number == row.attempt
+    )
+    started_at, worker_s = tx.execute(attempt).one()
+    return float(max(0.0, tx.now - started_at - worker_s))
 
 
 def _backoff_s(failures: int) -> float:

@@ -30,7 +30,14 @@ CORE = (
 )
 TRAINERS = ("workers.embedded.export", "workers.embedded.train", "workers.embedded.train_rewards")
 """They train the rewards too, and are no part of what a job runs."""
-RAY_FILES = ("service.http.app", "workers.pool", "workers.up", "reward_models.actor", "reward_models.train")
+RAY_FILES = (
+    "service.http.app",
+    "workers.cluster",
+    "workers.pool",
+    "workers.up",
+    "reward_models.actor",
+    "reward_models.train",
+)
 
 
 def _modules() -> dict[str, Path]:

@@ -26,7 +26,7 @@ CHANNELS = [64, 96, 160]
 WEAK_STEP = 400
 """The weak prior of evaluations: 12,800 pictures, an early checkpoint where preference has more to gain."""
 RING_STACKS = 3.0
-"""Rings in stacks are the hardest to draw (holes close, flanks straighten), so they are shown this many times as often."""
+"""Rings in stacks are the hardest to draw (holes close, flanks straighten): they are shown this many times as often."""
 
 
 def new_prior() -> EmbeddedPrior:

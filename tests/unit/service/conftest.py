@@ -36,9 +36,9 @@ RESULT: dict[str, Any] = {
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings of a service whose data lies in the test's folder, whatever the environment says."""
-    for name in ("DATABASE_URL", "OBJECTS_URL", "DATA_DIR", "MAX_QUEUED"):
+    for name in ("DATABASE_URL", "OBJECTS_URL", "DATA_DIR", "MAX_QUEUED", "API_KEY"):
         monkeypatch.delenv(f"DREAMSERVE_{name}", raising=False)
-    return Settings(data_dir=tmp_path / "data")
+    return Settings(data_dir=tmp_path / "data", auth="off")
 
 
 @pytest.fixture

@@ -137,6 +137,17 @@ def test_submit_then_cancel_then_get(url: str) -> None:
     assert (document["id"], document["status"]) == (job_id, "canceled")
 
 
+def test_an_ended_job_is_retried_and_an_active_one_is_not(url: str) -> None:
+    job_id = submit(url)
+    refused = run("retry", job_id, "--url", url)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "only a job that has ended can be retried" in refused.stderr
+    assert run("cancel", job_id, "--keep-partial", "--url", url).exit_code == 0
+    again = run("retry", job_id, "--url", url).stdout.strip()
+    assert json.loads(run("retry", job_id, "--json", "--url", url).stdout)["retry_of"] == job_id
+    assert json.loads(run("get", again, "--url", url).stdout)["retry_of"] == job_id
+
+
 @pytest.mark.usefixtures("worker")
 def test_get_downloads_what_was_made(url: str, tmp_path: Path, glb: bytes) -> None:
     job_id = submit(url)
@@ -206,7 +217,7 @@ SERVICE = """
     from service.jobs.store import JobStore
     from service.settings import Settings
 
-    settings = Settings(data_dir=pathlib.Path(sys.argv[1]))
+    settings = Settings(data_dir=pathlib.Path(sys.argv[1]), auth="off")
     api = build_api(JobStore(settings.database_url), open_object_store(settings.objects_url), settings)
 
     class Server(uvicorn.Server):

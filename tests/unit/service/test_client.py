@@ -104,11 +104,31 @@ def test_a_canceled_job_is_no_success(client: Client) -> None:
     assert caught.value.code == "canceled"
 
 
+def test_an_ended_job_is_retried_and_erased(client: Client) -> None:
+    job = client.generate(PROMPT, seed=5)
+    with pytest.raises(RefusedError) as caught:
+        job.retry()
+    assert caught.value.code == "job-active"
+    job.cancel(keep_partial=True)
+    again = job.retry(idempotency_key="r")
+    assert job.retry(idempotency_key="r").id == again.id
+    assert (again.document["retry_of"], again.document["spec"]) == (job.id, job.document["spec"])
+    job.delete()
+    with pytest.raises(NotFoundError):
+        job.refresh()
+
+
+def test_the_service_is_asked_what_a_job_would_take_and_what_was_used(client: Client) -> None:
+    assert client.estimate(PROMPT, effort="draft")["spec"]["effort"] == "draft"
+    assert client.queue()["depth"]["total"] == 0
+    assert client.usage() == []
+
+
 def test_lists_page_by_themselves(client: Client) -> None:
     made = [client.generate(PROMPT, metadata={"n": str(n)}).id for n in range(3)]
-    assert [job.id for job in client.list_jobs(page_size=1)] == made[::-1]
-    assert [job.id for job in client.list_jobs(metadata={"n": "1"})] == [made[1]]
-    assert [job.id for job in client.list_jobs(status="running")] == []
+    assert [job.id for job in client.jobs(page_size=1)] == made[::-1]
+    assert [job.id for job in client.jobs(metadata={"n": "1"})] == [made[1]]
+    assert [job.id for job in client.jobs(status="running")] == []
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def settings(tmp_path: Path, weights: Path) -> Settings:
         checkpoint_interval_s=3_600,
         reward_placement="local",
         torch_threads=1,
+        auth="off",
     )
 
 
@@ -148,7 +149,7 @@ def test_each_preset_ends_in_a_valid_mesh_that_names_preset_and_weights(
     assert origin["preset_changes"] == ["steps"]
     assert (extras["prior"], extras["method"], extras["seed"]) == ("mvdream", PRESETS[name].method.name, 7)
     assert [one["name"] for one in job["result"]["licenses"]] == ["mvdream", *rewards]
-    assert job["result"]["candidates"][0]["scores"].keys() == set(rewards)
+    assert job["result"]["candidates"][0]["scores"].keys() == {*rewards, "consistency3d"}
 
 
 def test_stable_diffusion_runs_a_preset_view_by_view(

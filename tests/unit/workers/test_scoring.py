@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from reward_models.consistency import Consistency3D
+from reward_models.typical import typical_scores
 from service.jobs.admission import admit
 from service.jobs.series import ScorePoint
 from tests.unit.service.jobs.job_samples import spec_of
@@ -50,18 +52,21 @@ def networks_with(referee: Referee) -> Networks:
     return dataclasses.replace(networks, rewards={**networks.rewards, REFEREE: LoadedReward(referee, card)})
 
 
-def finished(folder: Path, referee: Referee, interval_s: float = 0.1) -> dict[str, Any]:
+def finished(
+    folder: Path, referee: Referee, interval_s: float = 0.1, asked: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """A job of one worker whose field is steered by a reward and watched by this referee."""
     service, networks = Service(folder, checkpoint_interval_s=interval_s), networks_with(referee)
-    asked: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "prompt": "red",
         "method": "dreamdpo",
         "steps": 60,
         "seed": 7,
         "referee": REFEREE,
     }
-    asked |= {"outputs": {"thumbnail": False}, "mesh": {"target_faces": 500, "texture_px": 64}}
-    document, _ = service.store.submit(admit(asked, networks.capabilities(), service.settings).spec)
+    fields |= {"outputs": {"thumbnail": False}, "mesh": {"target_faces": 500, "texture_px": 64}}
+    fields |= asked or {}
+    document, _ = service.store.submit(admit(fields, networks.capabilities(), service.settings).spec)
     (job,) = service.finish(document["id"], workers=(service.worker(load=lambda: networks),))
     return job
 
@@ -122,3 +127,35 @@ def test_a_slow_referee_is_asked_seldom(tmp_path: Path) -> None:
     job = finished(tmp_path, referee, 0.01)
     assert job["status"] == "succeeded", job["error"]
     assert referee.num_calls == len(job["score_series"]) <= 3, "two checkpoints, and the end"
+
+
+def test_several_rewards_steer_as_one_and_each_is_told(tmp_path: Path) -> None:
+    both = [{"name": CARD.name, "weight": 2.0}, {"name": REFEREE}]
+    job = finished(tmp_path, Referee(), asked={"rewards": both, "referee": None})
+    assert job["status"] == "succeeded", job["error"]
+    assert job["spec"]["method"]["judge"] is None
+    scores = job["result"]["candidates"][0]["scores"]
+    terms = [(2.0, CARD.name), (1.0, REFEREE)]
+    centers = {name: typical_scores(name) or (0, 1) for _, name in terms}
+    expected = sum(w * (scores[name] - centers[name][0]) / centers[name][1] for w, name in terms)
+    assert scores["ensemble"] == pytest.approx(expected, abs=1e-4)
+    assert {point["reward"]["name"] for point in job["score_series"]} == {"ensemble"}
+
+
+def test_what_scores_renders_scores_the_result_and_as_a_referee_each_checkpoint(tmp_path: Path) -> None:
+    networks = networks_with(Referee())
+    depth = dataclasses.replace(networks, views_rewards={"consistency3d": Consistency3D()})
+    results = {}
+    for referee in (REFEREE, "consistency3d"):
+        service = Service(tmp_path / referee)
+        asked = {"prompt": "red", "steps": 60, "seed": 7, "referee": referee}
+        document, _ = service.store.submit(admit(asked, depth.capabilities(), service.settings).spec)
+        (job,) = service.finish(document["id"], workers=(service.worker(load=lambda: depth),))
+        assert job["status"] == "succeeded", job["error"]
+        results[referee] = job
+    watched, plain = results["consistency3d"], results[REFEREE]
+    score = plain["result"]["candidates"][0]["scores"]["consistency3d"]
+    assert 0 < score <= 1
+    assert watched["result"]["candidates"][0]["referee"] == {"name": "consistency3d", "score": score}
+    assert {point["referee"]["name"] for point in watched["score_series"]} == {"consistency3d"}
+    assert {point["referee"]["name"] for point in plain["score_series"]} == {REFEREE}

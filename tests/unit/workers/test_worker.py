@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,24 @@ def test_a_running_job_is_canceled_soon(service: Service) -> None:
     assert service.job(job_id)["result"] is None
 
 
+def test_a_worker_that_is_to_end_when_idle_finishes_what_it_has(service: Service) -> None:
+    job_id = service.submit(steps=LONG)
+    worker = service.worker()
+    living = threading.Thread(target=worker.run)
+    living.start()
+    while not service.job(job_id)["progress"]:
+        time.sleep(0.02)
+    assert service.store.wanted_slots() == 1
+    worker.end_when_idle()
+    living.join(0.5)
+    assert living.is_alive(), "it is busy"
+    service.store.cancel(job_id)
+    living.join(30)
+    assert not living.is_alive()
+    assert service.job(job_id)["status"] == "canceled"
+    assert service.store.wanted_slots() == 0
+
+
 def test_a_deadline_that_passes_ends_the_job(service: Service) -> None:
     (job,) = service.finish(service.submit(steps=LONG, limits={"deadline_s": 1.0}))
     assert job["error"]["code"] == "deadline-exceeded"
@@ -215,7 +234,7 @@ def test_a_worker_declared_lost_writes_nothing_more_and_the_next_one_ends_the_jo
 
 
 def test_every_second_of_a_held_worker_is_counted_in_one_use(tmp_path: Path) -> None:
-    service = Service(tmp_path, checkpoint_interval_s=0.5)
+    service = Service(tmp_path, checkpoint_interval_s=60)  # so that steps are redone
     counted: dict[str, float] = {}
     real = service.store.add_worker_seconds
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
-from workers.pool import Pool
+from service.settings import Settings
+from workers.pool import ENDED, Pool, wanted_workers
 
 
 @dataclass
@@ -14,11 +15,16 @@ class Hand:
 
     name: str
     alive: bool = True
+    mood: str = "busy"
     obedient: bool = True
     killed: bool = False
+    told_to_end: bool = False
 
-    def is_alive(self) -> bool:
-        return self.alive
+    def state(self) -> str | None:
+        return self.mood if self.alive else None
+
+    def end_when_idle(self) -> None:
+        self.told_to_end = True
 
     def drain(self, timeout_s: float) -> bool:
         return self.obedient
@@ -38,7 +44,7 @@ class Farm:
     database_answers: bool = True
 
     def __post_init__(self) -> None:
-        self.pool = Pool(self.wanted, self.start, self.tell, clock=lambda: self.now)
+        self.pool = Pool(lambda: self.wanted, self.start, self.tell, clock=lambda: self.now)
         self.pool.tend()
 
     def start(self, name: str) -> Hand:
@@ -98,7 +104,7 @@ def test_a_new_pool_takes_over_the_living() -> None:
         started.append(name)
         return Hand(name)
 
-    pool = Pool(2, start, lost.append, living, clock=lambda: 0.0)
+    pool = Pool(lambda: 2, start, lost.append, living, clock=lambda: 0.0)
     pool.tend()
     assert set(pool.names) == {"worker-a", *started}
     assert len(started) == 1
@@ -113,3 +119,73 @@ def test_draining_ends_all_and_tells_of_those_that_did_not_obey() -> None:
     assert farm.lost == [farm.hands[1].name]
     farm.pool.tend()
     assert farm.pool.names == ()
+
+
+def test_more_are_started_when_more_are_wanted() -> None:
+    farm = Farm(wanted=0)
+    assert farm.hands == []
+    farm.wanted = 3
+    farm.pool.tend()
+    assert len(farm.pool.names) == 3
+
+
+def test_who_is_spare_ends_when_it_was_idle_for_long_and_is_not_called_lost() -> None:
+    farm = Farm(wanted=3)
+    first, second, busy = farm.hands
+    first.mood = "idle"
+    farm.pool.tend()
+    farm.now = 30.0
+    second.mood = "idle"
+    farm.wanted = 1
+    farm.pool.tend()
+    farm.now = 59.0
+    farm.pool.tend()
+    assert not first.told_to_end, "not idle for long enough"
+    farm.now = 60.0
+    farm.pool.tend()
+    assert (first.told_to_end, second.told_to_end, busy.told_to_end) == (True, False, False)
+    first.mood = ENDED
+    farm.now = 90.0
+    farm.pool.tend()
+    assert first.killed
+    assert second.told_to_end
+    assert farm.lost == []
+    second.mood = ENDED
+    farm.pool.tend()
+    assert farm.pool.names == (busy.name,)
+
+
+def test_a_busy_worker_is_never_sent_home() -> None:
+    farm = Farm(wanted=2)
+    farm.wanted = 0
+    for farm.now in (100.0, 1_000.0):
+        farm.pool.tend()
+    assert not any(hand.told_to_end for hand in farm.hands)
+
+
+def test_one_that_leaves_is_replaced_when_it_is_wanted_again() -> None:
+    farm = Farm(wanted=1)
+    farm.hands[0].mood = "idle"
+    farm.pool.tend()
+    farm.wanted, farm.now = 0, 60.0
+    farm.pool.tend()
+    assert farm.hands[0].told_to_end
+    farm.wanted = 1
+    farm.pool.tend()
+    assert len(farm.hands) == 2
+
+
+def test_as_many_workers_are_wanted_as_the_jobs_fill_within_the_bounds() -> None:
+    class Store:
+        jobs = 0
+
+        def wanted_slots(self) -> int:
+            return self.jobs
+
+    store = Store()
+    settings = Settings(workers=4, min_workers=0, slots_per_worker=2)
+    counts = []
+    for store.jobs in (0, 1, 2, 3, 8, 100):
+        counts.append(wanted_workers(settings, store))
+    assert counts == [0, 1, 1, 2, 4, 4]
+    assert wanted_workers(Settings(workers=4), store) == 4

@@ -5,24 +5,31 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import random
+import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from service.jobs.objects import checkpoint_key
+from service.jobs.tallies import Total
 from tests.unit.workers.small_workers import Service, Watched
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 STEPS = 60
 KILLED = 137
+LONG = 300
+NUM_KILLS, NUM_KILLED_JOBS = 50, 4
 
 
-def undisturbed_field(folder: Path, **fields: Any) -> str:
+def undisturbed_field(folder: Path, steps: int = STEPS, **fields: Any) -> str:
     """The digest of the final field of a job that nothing happens to."""
     service = Service(folder)
-    (job,) = service.finish(service.submit(steps=STEPS, **fields))
+    (job,) = service.finish(service.submit(steps=steps, **fields))
     return str(job["result"]["provenance"]["field_sha256"])
 
 
@@ -90,6 +97,74 @@ def test_a_worker_killed_between_any_two_hops_loses_nothing_and_doubles_nothing(
     kill_a_worker_at(tmp_path, hop, count, after=after)
     job = succeeded_once(service, job_id)
     assert len(job["attempts"]) == 2
+
+
+def live(folder: Path, name: str, lease_s: float) -> None:
+    """Be a worker process that lives until it is killed, with one job at a time."""
+    service = Service(folder, lease_s=lease_s, slots_per_worker=1)
+    service.worker(name).run()
+
+
+def start_worker(folder: Path, name: str, lease_s: float = 60.0) -> multiprocessing.Process:
+    """Start a worker as a process of its own."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__, "torch.optim.adam", "torch._dynamo"])
+    process = processes.Process(target=live, args=(folder, name, lease_s), daemon=True)
+    process.start()
+    return process
+
+
+@pytest.mark.slow
+def test_a_worker_killed_at_fifty_random_times_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+    expected = undisturbed_field(tmp_path / "calm", steps=LONG)
+    service, chance = Service(tmp_path / "rough", slots_per_worker=1), random.Random(5)
+    jobs = [service.submit(steps=LONG, limits={"max_attempts": 20}) for _ in range(NUM_KILLED_JOBS)]
+    for number in range(NUM_KILLS):
+        process = start_worker(tmp_path / "rough", f"doomed-{number}")
+        process.join(chance.uniform(0.0, 1.5))
+        process.kill()
+        process.join()
+        service.store.worker_lost(f"doomed-{number}")
+    for job in service.finish(*jobs):
+        assert job["status"] == "succeeded", job["error"]
+        assert job["result"]["provenance"]["field_sha256"] == expected
+        types = [event["type"] for event in service.store.events(job["id"])]
+        assert types.count("job.succeeded") == 1
+        assert [one["kind"] for one in service.store.artifacts(job["id"])].count("glb") == 1
+        resumed = [one["resumed_from_step"] or 0 for one in job["attempts"]]
+        assert resumed == sorted(resumed), "no attempt begins before the last checkpoint"
+    killed = [
+        one for job_id in jobs for one in service.job(job_id)["attempts"] if one["outcome"] == "worker_lost"
+    ]
+    assert len(killed) >= NUM_KILLS // 3, "most of the kills met a worker at work"
+
+
+@pytest.mark.slow
+def test_a_worker_frozen_past_its_lease_writes_nothing_more_when_it_thaws(tmp_path: Path) -> None:
+    service = Service(tmp_path, lease_s=2.0)
+    job_id = service.submit(steps=LONG)
+    frozen = start_worker(tmp_path, "frozen", lease_s=2.0)
+    wait_until(lambda: (service.job(job_id)["progress"] or {}).get("step", 0) > 0)
+    assert frozen.pid is not None
+    os.kill(frozen.pid, signal.SIGSTOP)
+    (job,) = service.finish(job_id)  # another one takes it over when the lease runs out
+    os.kill(frozen.pid, signal.SIGCONT)
+    wait_until(lambda: fenced_writes(service) > 0)
+    frozen.kill()
+    assert [one["outcome"] for one in job["attempts"]] == ["worker_lost", "succeeded"]
+    assert service.job(job_id) == job
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def fenced_writes(service: Service) -> float:
+    tallies = service.store.snapshot().tallies
+    return sum(one.value for one in tallies if one.name == Total.FENCED_WRITES)
 
 
 @pytest.mark.slow

@@ -19,9 +19,10 @@ RICH = Capabilities(
     methods={name: PartFacts() for name in ("sds", "dreamfl", "dreamdpo")},
     priors={"embedded": PartFacts()},
     rewards={
-        "embedded-multiview": RewardFacts(differentiable=True),
-        "embedded-alignment": RewardFacts(differentiable=True),
+        "embedded-multiview": RewardFacts(differentiable=True, typical=(0, 1)),
+        "embedded-alignment": RewardFacts(differentiable=True, typical=(0, 1)),
         "lmm": RewardFacts(),
+        "consistency3d": RewardFacts(steers=False),
         "private": RewardFacts(license="CC-BY-NC-4.0", commercial_ok=False, version="v1"),
     },
     mesh_formats=("glb", "stl"),
@@ -118,7 +119,8 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"steps": True}, "/steps", "integer"),
     ({"steps": -1}, "/steps", "greater"),
     ({"steps": 0}, "/steps", "greater"),
-    ({"steps": 10**30}, "/steps", "20000"),
+    ({"steps": 10**30}, "/steps", "100000"),
+    ({"steps": 20_001}, "/steps", "20000"),
     ({"seed": -1}, "/seed", "greater"),
     ({"seed": 2**53}, "/seed", "less"),
     ({"method": "sdss"}, "/method", "sds, dreamfl, dreamdpo, psd"),
@@ -148,7 +150,9 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"mesh": {"target_faces": 1}}, "/mesh/target_faces", "100"),
     ({"limits": {"deadline_s": float("inf")}}, "/limits/deadline_s", "finite"),
     ({"limits": {"deadline_s": 0}}, "/limits/deadline_s", "greater"),
-    ({"webhook": "http://plain"}, "/webhook", "pattern"),
+    ({"webhook": "ftp://plain"}, "/webhook", "pattern"),
+    ({"webhook": "http://plain.example"}, "/webhook", "https://"),
+    ({"webhook": "https://127.0.0.1/hook"}, "/webhook", "not a public address"),
 ]
 
 
@@ -192,10 +196,7 @@ UNAVAILABLE: list[tuple[dict[str, Any], str, str]] = [
     ({"effort": "preview"}, "/effort", "preview"),
     ({"mesh": {"formats": ["obj"]}}, "/mesh/formats/1", "obj"),
     ({"preset": "dreamdpo-paper"}, "/prior", "there is: embedded"),
-    ({"candidates": {"count": 2}}, "/candidates/count", "candidate"),
     ({"outputs": {"turntable": True}}, "/outputs/turntable", "turntables"),
-    ({"limits": {"max_gpu_s": 5}}, "/limits/max_gpu_s", "GPU seconds"),
-    ({"webhook": "https://example.org/hook"}, "/webhook", "webhooks"),
 ]
 
 
@@ -262,3 +263,37 @@ def test_sds_needs_no_reward() -> None:
 def test_the_server_of_the_embedded_default_runs_all_its_methods() -> None:
     for method in ("sds", "dreamfl", "dreamdpo", "psd"):
         assert admit({"prompt": "x", "method": method}, None, SETTINGS).spec.method.name == method
+
+
+def test_several_rewards_judge_together_unless_one_is_named() -> None:
+    both = [{"name": "embedded-multiview"}, {"name": "embedded-alignment"}]
+    together = admit({"prompt": "x", "method": "dreamdpo", "rewards": both}, RICH, SETTINGS).spec
+    assert together.method.judge is None
+    judge = {"name": "dreamdpo", "judge": "embedded-alignment"}
+    assert (
+        admit({"prompt": "x", "method": judge, "rewards": both}, RICH, SETTINGS).spec.method.judge
+        == judge["judge"]
+    )
+
+
+def test_a_reward_without_a_known_scale_steers_only_alone() -> None:
+    mixed = [{"name": "embedded-multiview"}, {"name": "lmm"}]
+    refused = refusal(RICH, method="dreamdpo", rewards=mixed)
+    assert (refused.code, refused.problems[0].pointer) == ("method-unavailable", "/rewards/1/name")
+    assert "embedded-multiview" in refused.suggestion
+    assert admit({"prompt": "x", "method": "dreamdpo", "rewards": mixed[1:]}, RICH, SETTINGS)
+    assert admit({"prompt": "x", "method": "sds", "rewards": mixed}, RICH, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer"),
+    [
+        ({"rewards": [{"name": "consistency3d"}]}, "/rewards/0/name"),
+        ({"method": {"name": "dreamdpo", "judge": "consistency3d"}}, "/method/judge"),
+        ({"method": {"name": "dreamdpo", "override": "consistency3d"}}, "/method/override"),
+    ],
+)
+def test_what_scores_finished_objects_referees_but_never_steers(fields: dict[str, Any], pointer: str) -> None:
+    refused = refusal(RICH, **fields)
+    assert (refused.code, refused.problems[0].pointer) == ("method-unavailable", pointer)
+    assert admit({"prompt": "x", "referee": "consistency3d"}, RICH, SETTINGS).spec.referee == "consistency3d"

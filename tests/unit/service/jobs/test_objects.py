@@ -25,8 +25,13 @@ from service.jobs.objects import (
     ObjectInfo,
     ObjectMissing,
     ObjectStore,
+    UnfitStore,
     artifact_key,
+    attempt_of,
+    check_writes_once,
     checkpoint_key,
+    job_prefix,
+    open_checked_store,
     open_object_store,
 )
 from service.jobs.s3_store import S3Store
@@ -124,6 +129,18 @@ def test_an_object_is_created_once(objects: ObjectStore) -> None:
     assert objects.get(KEY) == b"second"
 
 
+def test_a_listing_tells_keys_and_sizes_below_a_prefix(objects: ObjectStore) -> None:
+    other = JOB.replace("FAV", "FAW")
+    sizes = {KEY: 3, checkpoint_key(JOB, 2, 50): 5, artifact_key(other, 1, "object.glb"): 7}
+    for key, size in sizes.items():
+        objects.put(key, b"x" * size)
+    assert {found.key: found.size_bytes for found in objects.list()} == sizes
+    below = list(objects.list(job_prefix(JOB)))
+    assert [found.key for found in below] == [KEY, checkpoint_key(JOB, 2, 50)]
+    assert all(-60 < found.age_s < 60 for found in below)
+    assert list(objects.list(job_prefix(JOB.replace("FAV", "FAX")))) == []
+
+
 def test_of_many_writers_one_creates_the_object(objects: ObjectStore) -> None:
     def put(number: int) -> bytes | None:
         content = f"writer {number}".encode()
@@ -140,7 +157,8 @@ def test_of_many_writers_one_creates_the_object(objects: ObjectStore) -> None:
 
 def test_the_self_test_passes_and_leaves_nothing(objects: ObjectStore, tmp_path: Path) -> None:
     objects.check()
-    assert objects.self_test() == []
+    check_writes_once(objects, "file:///somewhere")
+    assert list(objects.list()) == []
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -158,6 +176,27 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
         for write in writes:
             write.result()
     assert list((tmp_path / ".unfinished").iterdir()) == []
+
+
+def test_deleting_the_last_file_leaves_no_folder_and_hinders_no_writer(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    keys = [artifact_key(JOB, attempt, "object.glb") for attempt in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        for key, _ in zip(keys * 50, range(100), strict=True):
+            written = pool.submit(store.put, key, b"x")
+            store.delete(keys[0])
+            written.result()
+    for key in keys:
+        store.delete(key)
+    assert [path.name for path in tmp_path.iterdir()] == [".unfinished"]
+
+
+def test_what_a_dead_writer_has_left_is_discarded_after_a_while(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    (tmp_path / ".unfinished" / "tmp1").write_bytes(b"half")
+    assert store.discard_unfinished(older_than_s=60) == 0
+    assert store.discard_unfinished(older_than_s=-1) == 1
+    assert list(store.list()) == []
 
 
 @pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", "a//b", ".unfinished/x", ""])
@@ -210,8 +249,22 @@ def test_a_server_that_ignores_conditions_is_noticed(s3_bucket: str, monkeypatch
         "put_object",
         lambda **fields: unconditional(**{k: v for k, v in fields.items() if k != "IfNoneMatch"}),
     )
-    (warning,) = store.self_test()
-    assert "If-None-Match" in warning
+    with pytest.raises(UnfitStore, match=rf"s3://{s3_bucket} let a second writer .* If-None-Match"):
+        check_writes_once(store, f"s3://{s3_bucket}")
+    assert list(store.list()) == []
+
+
+def test_at_the_start_an_unfit_store_is_refused_and_one_that_is_away_is_waited_for(
+    tmp_path: Path, s3_bucket: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url in (tmp_path.as_uri(), f"s3://{s3_bucket}/p"):
+        assert list(open_checked_store(url).list()) == []
+    assert "could not be tested" not in caplog.text
+    assert open_checked_store("s3://no-such-bucket/p")
+    assert "s3://no-such-bucket/p could not be tested" in caplog.text
+    monkeypatch.setattr(LocalStore, "_link", lambda self, unfinished, path, info: unfinished.replace(path))
+    with pytest.raises(UnfitStore, match="let a second writer replace"):
+        open_checked_store(tmp_path.as_uri())
 
 
 def test_a_bucket_that_is_away_is_named(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +304,19 @@ def test_every_attempt_has_its_own_prefix() -> None:
 def test_an_artifacts_name_is_ours_and_plain(name: str) -> None:
     with pytest.raises(ValueError, match="lower-case"):
         artifact_key(JOB, 1, name)
+
+
+def test_a_key_tells_the_attempt_that_wrote_it() -> None:
+    assert attempt_of(artifact_key(JOB, 2, "object.glb")) == (JOB, 2)
+    assert attempt_of(checkpoint_key(JOB, 12_345, 50)) == (JOB, 12_345)
+    for foreign in (
+        "jobs/x",
+        "photos/cat.jpg",
+        f"jobs/{JOB}/0001",
+        f"jobs/{JOB}/x/y",
+        f"old/jobs/{JOB}/0001/x",
+    ):
+        assert attempt_of(foreign) is None
 
 
 def test_a_key_is_made_of_a_jobs_id_only() -> None:

@@ -1,0 +1,157 @@
+"""The product's route table against the OpenAPI document: what is promised is there, what is not told is not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.routing import Route
+
+from service.http.api import RESOURCES, probes
+
+if TYPE_CHECKING:
+    import httpx
+    from fastapi import FastAPI
+
+PROMISED = """
+POST   /generate
+POST   /v1/jobs
+POST   /v1/estimates
+GET    /v1/jobs
+GET    /v1/jobs/{job_id}
+POST   /v1/jobs/{job_id}/cancel
+POST   /v1/jobs/{job_id}/retry
+DELETE /v1/jobs/{job_id}
+GET    /v1/jobs/{job_id}/events
+GET    /v1/jobs/{job_id}/artifacts
+GET    /v1/artifacts/{artifact_id}
+GET    /v1/artifacts/{artifact_id}/content
+POST   /v1/batches
+GET    /v1/batches
+GET    /v1/batches/{batch_id}
+POST   /v1/batches/{batch_id}/cancel
+POST   /v1/batches/{batch_id}/pause
+POST   /v1/batches/{batch_id}/resume
+POST   /v1/batches/{batch_id}/retry-failed
+GET    /v1/batches/{batch_id}/events
+GET    /v1/batches/{batch_id}/results
+GET    /v1/batches/{batch_id}/events
+GET    /v1/methods
+GET    /v1/rewards
+GET    /v1/queue
+GET    /v1/usage
+POST   /v1/webhooks
+GET    /v1/webhooks
+POST   /v1/webhooks/default
+GET    /v1/webhooks/{webhook_id}
+PATCH  /v1/webhooks/{webhook_id}
+DELETE /v1/webhooks/{webhook_id}
+POST   /v1/webhooks/{webhook_id}/rotate
+POST   /v1/webhooks/{webhook_id}/test
+GET    /v1/webhooks/{webhook_id}/deliveries
+POST   /v1/webhooks/{webhook_id}/deliveries/{message_id}/replay
+POST   /v1/keys
+GET    /v1/keys
+DELETE /v1/keys/{key_id}
+GET    /healthz
+GET    /readyz
+GET    /metrics
+GET    /v1/comparisons/next
+POST   /v1/comparisons/{comparison_id}/vote
+GET    /v1/preferences/export
+GET    /v1/leaderboard
+POST   /v1/rewards/{name}/versions
+"""
+"""The route table of the product, `/v1/webhooks` and `/v1/keys` spelled out, and batches with a log as jobs have it."""
+NOT_YET = """
+GET    /v1/comparisons/next
+POST   /v1/comparisons/{comparison_id}/vote
+GET    /v1/preferences/export
+GET    /v1/leaderboard
+POST   /v1/rewards/{name}/versions
+"""
+"""Of the learning loop, which is not built yet. A line that is built must go from here."""
+UNDOCUMENTED = {
+    ("GET", "/docs"),
+    ("GET", "/docs/oauth2-redirect"),
+    ("GET", "/openapi.json"),
+    # As its GET, without the bytes.
+    ("HEAD", "/v1/artifacts/{artifact_id}/content"),
+}
+"""The documentation itself, and what goes without saying."""
+
+
+def routes(table: str) -> set[tuple[str, str]]:
+    return {(line.split()[0], line.split()[1]) for line in table.strip().splitlines()}
+
+
+@pytest.fixture
+def operations(http: httpx.Client) -> dict[tuple[str, str], dict[str, Any]]:
+    paths = http.get("/openapi.json").json()["paths"]
+    return {
+        (method.upper(), path): operation
+        for path, methods in paths.items()
+        for method, operation in methods.items()
+    }
+
+
+def test_the_document_has_every_promised_route_and_no_other(
+    operations: dict[tuple[str, str], dict[str, Any]],
+) -> None:
+    assert operations.keys() == routes(PROMISED) - routes(NOT_YET)
+
+
+def test_what_is_not_built_yet_is_promised() -> None:
+    assert routes(NOT_YET) < routes(PROMISED)
+
+
+def test_no_route_answers_that_the_document_does_not_tell(
+    api: FastAPI, operations: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    routers = [resource.router for resource in RESOURCES] + [probes]
+    found = [*api.routes, *(route for router in routers for route in router.routes)]
+    answered = {
+        (method, route.path) for route in found if isinstance(route, Route) for method in _methods(route)
+    }
+    assert answered - UNDOCUMENTED == operations.keys()
+
+
+def _methods(route: Route) -> set[str]:
+    """List what a route answers; that Starlette lets every GET answer HEAD goes without saying."""
+    methods = set(route.methods or ())
+    return methods - {"HEAD"} if "GET" in methods else methods
+
+
+def test_every_operation_says_what_it_does_and_what_it_may_answer(
+    operations: dict[tuple[str, str], dict[str, Any]],
+) -> None:
+    for (method, path), operation in operations.items():
+        where = f"{method} {path}"
+        assert operation["description"], where
+        answers = operation["responses"]
+        assert any(status.startswith("2") for status in answers), where
+        if path != "/healthz":
+            assert "503" in answers, where
+        if "{" in path:
+            assert "404" in answers, where
+        if "requestBody" in operation:
+            assert {"400", "413", "415", "422"} <= answers.keys(), where
+        for status, answer in answers.items():
+            if status >= "400":
+                assert "application/problem+json" in answer["content"], f"{where} {status}"
+
+
+def test_every_reference_of_the_document_leads_somewhere(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+
+    def references(value: Any) -> set[str]:
+        if isinstance(value, dict):
+            own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+            return own.union(*(references(inside) for inside in value.values()))
+        return set().union(*(references(inside) for inside in value)) if isinstance(value, list) else set()
+
+    for reference in references(document):
+        found = document
+        for part in reference.removeprefix("#/").split("/"):
+            assert part in found, reference
+            found = found[part]
