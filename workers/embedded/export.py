@@ -35,19 +35,22 @@ def averaged_reward(folder: Path, recipe: RewardRecipe) -> EmbeddedReward:
 def export_weights(folder: Path, weights: Path) -> None:
     """Write every model that the work folder has trained, with its sha256 and training record beside it."""
     weights.mkdir(parents=True, exist_ok=True)
+    commit = _commit()  # before the first file makes the checkout a dirty one
     if (folder / "prior.pt").exists():
         prior = averaged_prior(folder)
         runs = {"text": stage_checkpoint(folder, "text"), "prior": stage_checkpoint(folder, "prior")}
-        _write(weights / EMBEDDED_PRIOR.name, prior, {"embedded_prior": prior.config.to_json()}, runs)
+        _write(weights / EMBEDDED_PRIOR.name, prior, {"embedded_prior": prior.config.to_json()}, runs, commit)
     for recipe in (REWARD, REFEREE):
         if (folder / f"{recipe.stage}.pt").exists():
             reward = averaged_reward(folder, recipe)
             runs = {recipe.stage: stage_checkpoint(folder, recipe.stage)}
             name = EMBEDDED_REWARDS[recipe.name].name
-            _write(weights / name, reward, {"embedded_reward": reward.config.to_json()}, runs)
+            _write(weights / name, reward, {"embedded_reward": reward.config.to_json()}, runs, commit)
 
 
-def _write(path: Path, model: nn.Module, metadata: dict[str, str], runs: dict[str, dict[str, Any]]) -> None:
+def _write(
+    path: Path, model: nn.Module, metadata: dict[str, str], runs: dict[str, dict[str, Any]], commit: str
+) -> None:
     tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     safetensors.torch.save_file(tensors, path, metadata)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -57,7 +60,7 @@ def _write(path: Path, model: nn.Module, metadata: dict[str, str], runs: dict[st
         "sha256": digest,
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "hardware": f"{platform.machine()} CPU, torch {torch.__version__}",
-        "commit": _commit(),
+        "commit": commit,
         "stages": {
             name: {
                 "steps": run["step"],
