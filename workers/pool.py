@@ -9,50 +9,39 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import os
 import threading
-import time
-import uuid
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
+from workers.keeping import ENDED, NAME_PREFIX, Pool, wanted_workers
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Mapping
 
     from reward_models.actor import RemoteReward
-    from service.jobs.store import JobStore
     from service.settings import Settings
     from workers.worker import Worker
 
 __all__ = [
     "NAMESPACE",
-    "Pool",
     "PoolScaler",
     "WorkerActor",
-    "WorkerHandle",
     "build_worker",
     "reward_actor_name",
     "start_pool",
     "start_reward",
-    "wanted_workers",
 ]
 
 log = logging.getLogger(__name__)
 
 NAMESPACE = "dreamserve"
 """Of all named actors."""
-NAME_PREFIX = "worker-"
 TEND_EVERY_S = 0.5
-ENDED = "ended"
 ANSWER_S = 5.0
 """How long a worker may take to answer a ping before it is merely noted as slow."""
-SHORT_LIFE_S, PAUSE_MAX_S = 20.0, 60.0
-"""A worker that died younger than this is replaced after a pause, which doubles each time."""
-TROUBLED_PAUSE_S = 4.0
-"""The pause after three of them in a row."""
 
 
 # ---- a worker in its process
@@ -153,141 +142,6 @@ def write_log(settings: Settings) -> None:
 # ---- as many workers as are wanted
 
 
-class WorkerHandle(Protocol):
-    """A worker as the pool sees it."""
-
-    name: str
-
-    def state(self) -> str | None:
-        """`starting | idle | busy | draining`, `ENDED` after `end_when_idle`, None when it died."""
-        ...
-
-    def end_when_idle(self) -> None: ...
-    def drain(self, timeout_s: float) -> bool: ...
-    def kill(self) -> None: ...
-
-
-class Pool:
-    """Keep as many workers alive as `wanted` says; `tend` is to be called again and again.
-
-    A worker that is too many ends by itself, and only when it has nothing to do.
-    """
-
-    def __init__(
-        self,
-        wanted: Callable[[], int],
-        start: Callable[[str], WorkerHandle],
-        lost: Callable[[str], object],
-        living: Iterable[WorkerHandle] = (),
-        *,
-        idle_s: float = 60.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`start` makes a worker of a given name, `lost` is told the name of one that died.
-
-        `living` are workers that another pool has started, before it died itself. A spare worker may be without
-        work for `idle_s`.
-        """
-        self._wanted = wanted
-        self._idle_s = idle_s
-        self._start = start
-        self._lost = lost
-        self._clock = clock
-        self._workers = {handle.name: (handle, clock()) for handle in living}
-        self._idle_since: dict[str, float] = {}
-        self._leaving: set[str] = set()
-        self._untold: list[str] = []
-        self._pause_s = 0.0
-        self._not_before = clock()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The workers that were alive when last looked at."""
-        return tuple(self._workers)
-
-    @property
-    def is_troubled(self) -> bool:
-        """Whether several workers in a row have died soon after they were born."""
-        return self._pause_s >= TROUBLED_PAUSE_S
-
-    def tend(self) -> None:
-        """Notice the dead, end their leases, start what is missing, send home who is spare."""
-        for name, (handle, born) in list(self._workers.items()):
-            self._look_at(name, handle, born)
-        self._tell()
-        wanted = self._wanted()
-        self._send_home(wanted)
-        while len(self._workers) - len(self._leaving) < wanted and self._clock() >= self._not_before:
-            name = f"{NAME_PREFIX}{uuid.uuid4().hex[:8]}"
-            self._workers[name] = (self._start(name), self._clock())
-
-    def _look_at(self, name: str, handle: WorkerHandle, born: float) -> None:
-        state, now = handle.state(), self._clock()
-        if state == "idle":
-            self._idle_since.setdefault(name, now)
-        else:
-            self._idle_since.pop(name, None)
-        if state not in (None, ENDED):
-            return
-        del self._workers[name]
-        if state == ENDED:
-            log.info("worker %s has ended, as nothing is to be done", name)
-            handle.kill()
-        else:
-            log.warning("worker %s died", name)
-            self._untold.append(name)
-            self._pause(now - born)
-        self._leaving.discard(name)
-
-    def _send_home(self, wanted: int) -> None:
-        """Ask spare workers that have been idle for long to end, the longest idle first."""
-        rested = [name for name, since in self._idle_since.items() if self._clock() - since >= self._idle_s]
-        spare = len(self._workers) - len(self._leaving) - wanted
-        able = [
-            name for name in sorted(rested, key=self._idle_since.__getitem__) if name not in self._leaving
-        ]
-        for name in able[: max(0, spare)]:
-            self._workers[name][0].end_when_idle()
-            self._leaving.add(name)
-
-    def drain(self, timeout_s: float) -> None:
-        """End all workers: in good order those that manage within `timeout_s`, the others by force."""
-        self._wanted = lambda: 0
-        deadline = self._clock() + timeout_s
-        threads = [
-            threading.Thread(target=self._drain_one, args=(handle, deadline))
-            for handle, _ in self._workers.values()
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self._workers.clear()
-        self._tell()
-
-    def _drain_one(self, handle: WorkerHandle, deadline: float) -> None:
-        if not handle.drain(max(0.1, deadline - self._clock())):
-            log.warning("worker %s did not drain in time", handle.name)
-            self._untold.append(handle.name)
-        handle.kill()
-
-    def _pause(self, lived_s: float) -> None:
-        if lived_s >= SHORT_LIFE_S:
-            self._pause_s = 0.0
-            return
-        self._not_before = self._clock() + self._pause_s
-        self._pause_s = min(max(1.0, 2 * self._pause_s), PAUSE_MAX_S)
-
-    def _tell(self) -> None:
-        for name in list(self._untold):
-            try:
-                self._lost(name)
-            except Exception as error:
-                log.warning("cannot end the leases of %s yet: %s", name, error)
-            else:
-                self._untold.remove(name)
-
-
 class PoolScaler:
     """Tend the pool as a Ray actor, from a thread of its own."""
 
@@ -325,14 +179,6 @@ class PoolScaler:
         self._stopping.set()
         self._thread.join()
         self._pool.drain(timeout_s)
-
-
-def wanted_workers(settings: Settings, store: JobStore) -> int:
-    """Count the workers that there should be: for all jobs that could run now, within the operator's bounds."""
-    if settings.min_workers is None or settings.min_workers >= settings.workers:
-        return settings.workers
-    workers = math.ceil(store.wanted_slots() / settings.slots_per_worker)
-    return max(settings.min_workers, min(workers, settings.workers))
 
 
 class _RayWorker:

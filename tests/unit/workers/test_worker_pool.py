@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, field
 
 from service.settings import Settings
-from workers.pool import ENDED, Pool, wanted_workers
+from workers.keeping import ENDED, Pool, wanted_workers
 
 
 @dataclass
