@@ -25,6 +25,8 @@ __all__ = ["make_scene", "prior_of", "prompt_warnings"]
 def make_scene(spec: JobSpec, networks: Networks) -> Scene:
     """Set up step 0 of a job; raises `WeightsMissing` when it needs a network that is not held, or cannot be loaded."""
     loaded = prior_of(spec, networks)
+    if spec.referee not in (None, *networks.rewards, *networks.views_rewards):
+        raise _missing("referee", str(spec.referee), (*networks.rewards, *networks.views_rewards))
     try:
         networks.scoring(spec)  # loads them all: a damaged referee is not to be found out at the end of hours
     except (ValueError, FileNotFoundError) as error:

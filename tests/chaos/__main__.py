@@ -93,7 +93,7 @@ def run(stack: ExitStack, folder: Path, num_jobs: int, seed: int) -> int:
         print(f"WRONG: {wrong}")
     if verdict.wrongs:
         print((folder / "crew.log").read_text()[-4000:], file=sys.stderr)
-    outcomes = ", ".join(f"{count} {status}" for status, count in sorted(verdict.outcomes.items()))
+    outcomes = ", ".join(f"{count} {status}" for status, count in sorted(verdict.statuses.items()))
     word = f"{len(verdict.wrongs)} promises broken" if verdict.wrongs else "no job lost, doubled or mixed up"
     print(f"chaos: {word}; {num_jobs} jobs ({outcomes}), {sum(faults.counts.values())} faults, seed {seed}")
     return int(bool(verdict.wrongs))

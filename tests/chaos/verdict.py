@@ -33,7 +33,9 @@ class Verdict:
         """`store` goes to the database directly, `http` to the frontend."""
         self._http, self._keys, self._store = http, keys, store
         self.wrongs: list[str] = []
-        self.outcomes: collections.Counter[str] = collections.Counter()
+        self.statuses: collections.Counter[str] = collections.Counter()
+        self._outcomes: collections.Counter[str] = collections.Counter()
+        """As the metrics name them: a failure by its code."""
 
     def judge(self, intentions: list[Intention]) -> None:
         """Look at every job, then at what they add up to."""
@@ -55,7 +57,8 @@ class Verdict:
             self._wrong(f"{job_id} was accepted, and is lost: {answer.status_code}")
             return
         job = answer.json()
-        self.outcomes[job["status"]] += 1
+        self.statuses[job["status"]] += 1
+        self._outcomes[job["error"]["code"] if job["error"] else job["status"]] += 1
         if job["status"] not in ({"succeeded", "canceled"} if one.canceled else {"succeeded"}):
             self._wrong(f"{job_id} ended as {job['status']}: {job['error']}")
         if job["spec"]["prompt"] != one.prompt:
@@ -110,7 +113,7 @@ class Verdict:
             for sample in family.samples:
                 if sample.name in ("dreamserve_jobs_submitted_total", "dreamserve_jobs_finished_total"):
                     counted[sample.labels.get("outcome", "submitted")] += int(sample.value)
-        expected = {"submitted": sum(self.outcomes.values()), **self.outcomes}
+        expected = {"submitted": sum(self._outcomes.values()), **self._outcomes}
         if {name: count for name, count in counted.items() if count} != expected:
             self._wrong(f"/metrics counts {dict(counted)}, the jobs are {expected}")
 

@@ -148,7 +148,8 @@ def test_what_scores_renders_scores_the_result_and_as_a_referee_each_checkpoint(
     results = {}
     for referee in (REFEREE, "consistency3d"):
         service = Service(tmp_path / referee)
-        asked = {"prompt": "red", "steps": 60, "seed": 7, "referee": referee}
+        asked = {"prompt": "red", "steps": 20, "seed": 7, "referee": referee, "outputs": {"thumbnail": False}}
+        asked["mesh"] = {"target_faces": 500, "texture_px": 64}
         document, _ = service.store.submit(admit(asked, depth.capabilities(), service.settings).spec)
         (job,) = service.finish(document["id"], workers=(service.worker(load=lambda: depth),))
         assert job["status"] == "succeeded", job["error"]
@@ -159,3 +160,13 @@ def test_what_scores_renders_scores_the_result_and_as_a_referee_each_checkpoint(
     assert watched["result"]["candidates"][0]["referee"] == {"name": "consistency3d", "score": score}
     assert {point["referee"]["name"] for point in watched["score_series"]} == {"consistency3d"}
     assert {point["referee"]["name"] for point in plain["score_series"]} == {REFEREE}
+
+
+def test_a_referee_that_this_worker_has_not_is_missed_at_the_start_not_at_the_end(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    spec = spec_of(referee=REFEREE, method="sds", steps=10)
+    document, _ = service.store.submit(spec)
+    (job,) = service.finish(document["id"])
+    assert job["error"]["code"] == "weights-missing"
+    assert f"referee '{REFEREE}'" in job["error"]["detail"]
+    assert (job["progress"] or {"step": 0})["step"] == 0
