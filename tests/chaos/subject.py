@@ -34,7 +34,7 @@ def worker(settings: Settings, name: str) -> None:
     def load() -> Networks:
         networks = small_networks()
         # What the embedded default has too: jobs are admitted by that before a worker has spoken.
-        referee = LoadedReward(TinyReward(), replace(CARD, name="embedded-alignment"))
+        referee = LoadedReward(TinyReward(), replace(CARD, name="embedded-alignment"))  # type: ignore[arg-type]
         return replace(networks, rewards={**networks.rewards, "embedded-alignment": referee})
 
     store = JobStore(settings.database_url)
