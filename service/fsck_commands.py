@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from service.settings import Settings
+from service.terminal import say
 
 if TYPE_CHECKING:
     from service.jobs.inventory import Finding, Inventory
@@ -45,9 +46,9 @@ def fsck(
     except (StoreUnavailable, ValueError, WrongStore) as error:
         _refuse(str(error))
     database.close()
-    _say(f"{inventory.num_sound} objects are as the database says, {len(findings)} are not.")
+    say(f"{inventory.num_sound} objects are as the database says, {len(findings)} are not.")
     if num_left and not repair and any(finding.remedy for finding in findings):
-        _say("Repair what can be repaired with `dreamserve fsck --repair`.")
+        say("Repair what can be repaired with `dreamserve fsck --repair`.")
     raise typer.Exit(int(num_left > 0))
 
 
@@ -65,9 +66,5 @@ def _settle(inventory: Inventory, finding: Finding, repair: bool, as_json: bool)
 
 
 def _refuse(sentence: str) -> NoReturn:
-    _say(f"Error: {sentence}")
+    say(f"Error: {sentence}")
     raise typer.Exit(1)
-
-
-def _say(sentence: str) -> None:
-    typer.echo(sentence, err=True)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.terminal import say
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -69,12 +71,12 @@ def create(
     except ValidationError as error:
         for wrong in error.errors():
             option = str(wrong["loc"][-1 if wrong["loc"][0] == "quotas" else 0]).removesuffix("s")
-            _say(f"Error: --{option.replace('_', '-')}: {wrong['msg']}; found {wrong['input']!r}")
+            say(f"Error: --{option.replace('_', '-')}: {wrong['msg']}; found {wrong['input']!r}")
         raise typer.Exit(USAGE) from None
     with _keys(data_dir) as keys:
         document, token = keys.create(new)
     typer.echo(json.dumps({**document, "token": token}) if as_json else token)
-    _say(
+    say(
         f"Made {document['id']} for {document['owner']} ({', '.join(document['scopes'])}). Keep the key: only its "
         "hash is stored. Clients read it from DREAMSERVE_API_KEY."
     )
@@ -101,9 +103,9 @@ def revoke(
     with _keys(data_dir) as keys:
         document = keys.revoke(key_id)
     if document is None:
-        _say(f"Error: there is no key {key_id!r} here; `dreamserve keys list` shows what there is.")
+        say(f"Error: there is no key {key_id!r} here; `dreamserve keys list` shows what there is.")
         raise typer.Exit(NOT_FOUND)
-    _say(f"Revoked {key_id} ({document['name']}).")
+    say(f"Revoked {key_id} ({document['name']}).")
     typer.echo(key_id)
 
 
@@ -122,7 +124,7 @@ def _keys(data_dir: Path | None) -> Iterator[KeyStore]:
         finally:
             database.close()
     except (StoreUnavailable, ValueError) as error:
-        _say(f"Error: {error}")
+        say(f"Error: {error}")
         raise typer.Exit(1) from None
 
 
@@ -133,7 +135,3 @@ def _line(document: Document) -> str:
         state = f"last used {document['last_used_at'] or 'never'}"
     who = f"{document['name']:<20}  {document['owner']:<20}  {','.join(document['scopes']):<17}"
     return f"{document['id']}  {who}  {state}"
-
-
-def _say(sentence: str) -> None:
-    typer.echo(sentence, err=True)

@@ -16,8 +16,6 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 ANSWER_S = 5.0
-SCALER_NAME = "pool-scaler"
-"""As `workers.pool.start_pool` names it."""
 
 
 class ClusterUnreachable(RuntimeError):
@@ -32,7 +30,7 @@ def ensure_pool(settings: Settings, address: str, timeout_s: float) -> bool:
     """
     import ray
 
-    from workers.pool import NAMESPACE, start_pool
+    from workers.pool import NAMESPACE, SCALER_NAME, start_pool
 
     _connect(address, timeout_s)
     try:

@@ -16,6 +16,7 @@ from service.cli import app
 from service.client import DEFAULT_URL
 from service.fsck_commands import fsck
 from service.keys_commands import keys_app
+from service.terminal import usage
 from workers.reward_commands import reward_app
 from workers.weights_commands import weights_app
 
@@ -57,11 +58,11 @@ def up(
         open_checked_store(settings.objects_url)
         check_database(settings)
     except (ValueError, FileNotFoundError, StoreUnavailable, UnfitStore) as error:
-        _refuse(str(error))
+        usage(str(error))
     try:
         status = run_service(settings, host, port)
     except OSError as error:
-        _refuse(f"cannot listen at {host}:{port}: {error.strerror or error}. Choose another --port, or 0.")
+        usage(f"cannot listen at {host}:{port}: {error.strerror or error}. Choose another --port, or 0.")
     raise typer.Exit(status)
 
 
@@ -112,7 +113,7 @@ def pool(
     try:
         started = ensure_pool(Settings(), address, timeout_s)
     except (ClusterUnreachable, ValueError) as error:
-        _refuse(str(error))
+        usage(str(error))
     typer.echo("The pool is started." if started else "The pool was there already.", err=True)
 
 
@@ -141,11 +142,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _refuse(sentence: str) -> None:
-    typer.echo(f"Error: {sentence}", err=True)
-    raise typer.Exit(2)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from service.jobs.spec import JobSpec
     from workers.contracts import Reward
-    from workers.networks import LoadedPrior, Networks
+    from workers.networks import LoadedPrior, LoadedReward, Networks
 
 __all__ = ["make_scene", "prior_of", "prompt_warnings"]
 
@@ -74,23 +74,23 @@ def prompt_warnings(spec: JobSpec, loaded: LoadedPrior) -> list[dict[str, str]]:
 def _steering(spec: JobSpec, networks: Networks) -> Reward | None:
     name = steering_reward(spec)
     if name != ENSEMBLE:
-        return _reward_named(name, networks)
-    rewards = [_reward_named(use.name, networks) for use in spec.rewards]
-    return JointReward(name, ensemble_members(spec), [one for one in rewards if one])
+        return None if name is None else _held(name, networks).reward
+    rewards = [_held(use.name, networks).reward for use in spec.rewards]
+    return JointReward(name, ensemble_members(spec), rewards)
 
 
 def _override(spec: JobSpec, networks: Networks) -> Reward | None:
     name = getattr(spec.method, "override", None)
-    reward = _reward_named(name, networks)
-    return reward if name is None else networks.rewards[name].as_override or reward
-
-
-def _reward_named(name: str | None, networks: Networks) -> Reward | None:
     if name is None:
         return None
+    held = _held(name, networks)
+    return held.as_override or held.reward
+
+
+def _held(name: str, networks: Networks) -> LoadedReward:
     if name not in networks.rewards:
         raise _missing("reward", name, networks.rewards)
-    return networks.rewards[name].reward
+    return networks.rewards[name]
 
 
 def _missing(kind: str, name: str, held: Iterable[str]) -> WeightsMissing:

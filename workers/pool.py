@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NAMESPACE",
+    "SCALER_NAME",
     "PoolScaler",
     "WorkerActor",
     "build_worker",
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "dreamserve"
 """Of all named actors."""
+SCALER_NAME = "pool-scaler"
 TEND_EVERY_S = 0.5
 ANSWER_S = 5.0
 """How long a worker may take to answer a ping before it is merely noted as slow."""
@@ -264,7 +266,7 @@ def start_pool(settings: Settings) -> Any:
         for name in shared_rewards(settings):
             start_reward(settings, name)
     scaler = ray.remote(PoolScaler).options(
-        name="pool-scaler",
+        name=SCALER_NAME,
         namespace=NAMESPACE,
         lifetime="detached",
         num_cpus=0.1,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.terminal import usage
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -95,9 +97,9 @@ def train(
     from reward_models.training import TrainingPlan
 
     if output.suffix != ".safetensors" or not output.absolute().parent.is_dir():
-        _refuse(f"cannot write {output}: name a .safetensors file in a folder that exists")
+        usage(f"cannot write {output}: name a .safetensors file in a folder that exists")
     if gpu and (not workers or address is None):
-        _refuse(
+        usage(
             "--gpu wants --address of a Ray cluster with GPUs. Or train here with --workers 0, on a GPU if any"
         )
     rate = learning_rate or (
@@ -112,7 +114,7 @@ def train(
         with _ray(workers, address):
             record = train_reward(request, workers, use_gpu=gpu)
     except (ValueError, OSError, FloatingPointError) as error:
-        _refuse(str(error))
+        usage(str(error))
     except RuntimeError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -155,8 +157,3 @@ def _ray(workers: int, address: str | None) -> AbstractContextManager[None]:
     from workers.up import private_ray
 
     return private_ray()
-
-
-def _refuse(sentence: str) -> None:
-    typer.echo(f"Error: {sentence}", err=True)
-    raise typer.Exit(2)

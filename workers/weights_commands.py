@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from service.terminal import print_json, say, usage
 
 if TYPE_CHECKING:
     from workers.artifacts import Artifact
@@ -42,14 +43,14 @@ def list_weights(folder: Folder = None, as_json: AsJson = False) -> None:
     for artifact in ARTIFACTS.values():
         missing = artifact.missing(weights)
         if as_json:
-            _print_json(_described(artifact, missing))
+            print_json(_described(artifact, missing))
             continue
         use = "commercial use allowed" if artifact.commercial_ok else "no commercial use"
         state = "missing" if missing else "present"
         typer.echo(f"{artifact.name:<22}{state:<9}{artifact.size:<18}{artifact.license} ({use})")
         for one in missing or map(str, artifact.files):
             typer.echo(f"    {'needs ' if missing else ''}{one}")
-    _say(
+    say(
         f"The weights folder is {weights}. Bring in what you have fetched with `dreamserve weights import PATH`."
     )
 
@@ -68,7 +69,7 @@ def check(
 
     weights = _weights(folder)
     if unknown := set(names or ()) - ARTIFACTS.keys():
-        _refuse(f"there is no artifact '{min(unknown)}'; there are {', '.join(ARTIFACTS)}")
+        usage(f"there is no artifact '{min(unknown)}'; there are {', '.join(ARTIFACTS)}")
     chosen = [ARTIFACTS[name] for name in names or ARTIFACTS]
     status = 0
     for artifact in chosen:
@@ -102,7 +103,7 @@ def import_weights(
     try:
         found = recognize(path, name)
     except ValueError as error:
-        _refuse(str(error))
+        usage(str(error))
     for one in found:
         try:
             done = import_files(one, weights, link=link)
@@ -110,7 +111,7 @@ def import_weights(
             _tell_fault(one.artifact.name, error, as_json)
             raise typer.Exit(1) from None
         _tell(done, "is imported", as_json)
-    _say("Restart the workers: they look into the weights folder when they start.")
+    say("Restart the workers: they look into the weights folder when they start.")
 
 
 def _described(artifact: Artifact, missing: list[str]) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def _described(artifact: Artifact, missing: list[str]) -> dict[str, Any]:
 
 def _tell(done: Verified, what: str, as_json: bool) -> None:
     if as_json:
-        _print_json(done._asdict() | {"error": None})
+        print_json(done._asdict() | {"error": None})
         return
     if done.missing:
         typer.echo(f"{done.name} can be read, but is not whole: it needs {' and '.join(done.missing)}")
@@ -138,29 +139,16 @@ def _tell(done: Verified, what: str, as_json: bool) -> None:
     typer.echo(f"{done.name} {what}: sha256 {done.sha256}")
     if done.unused:
         shown = ", ".join(done.unused[:SHOWN]) + (" …" if len(done.unused) > SHOWN else "")
-        _say(f"  {len(done.unused)} tensors in it have no use here: {shown}")
+        say(f"  {len(done.unused)} tensors in it have no use here: {shown}")
 
 
 def _tell_fault(name: str, error: Exception, as_json: bool) -> None:
     if as_json:
-        _print_json({"name": name, "sha256": None, "missing": [], "unused": [], "error": str(error)})
-    _say(f"Error: {name}: {error}")
+        print_json({"name": name, "sha256": None, "missing": [], "unused": [], "error": str(error)})
+    say(f"Error: {name}: {error}")
 
 
 def _weights(folder: Path | None) -> Path:
     from service.settings import Settings
 
     return Settings().weights_folder if folder is None else folder.expanduser().absolute()
-
-
-def _refuse(sentence: str) -> NoReturn:
-    _say(f"Error: {sentence}")
-    raise typer.Exit(2)
-
-
-def _say(sentence: str) -> None:
-    typer.echo(sentence, err=True)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    typer.echo(json.dumps(document))

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from service.jobs import outbox, tables
 from service.jobs.batch_items import LIVE, ItemState, count_states, exists
 from service.jobs.documents import rfc3339
-from service.jobs.events import Event, progress_is_due
+from service.jobs.events import Event, progress_is_due, read_log
 
 if TYPE_CHECKING:
     from service.jobs.database import Transaction
@@ -140,11 +140,4 @@ def _append(tx: Transaction, batch: Row, type_: str, data: dict[str, Any]) -> No
 
 def read_events(tx: Transaction, batch_id: str, after: int, limit: int) -> list[Event]:
     """List a batch's events with `id` > `after` in order, at most `limit`."""
-    columns = tables.batch_events.c
-    rows = tx.execute(
-        sa.select(tables.batch_events)
-        .where(columns.batch_id == batch_id, columns.number > after)
-        .order_by(columns.number)
-        .limit(limit)
-    )
-    return [Event(id=row.number, type=row.type, at=rfc3339(row.at), data=row.data) for row in rows]
+    return read_log(tx, tables.batch_events, tables.batch_events.c.batch_id == batch_id, after, limit)

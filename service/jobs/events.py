@@ -13,7 +13,7 @@ from service.jobs.documents import rfc3339
 if TYPE_CHECKING:
     from service.jobs.database import Transaction
 
-__all__ = ["Event", "EventType", "append", "progress_is_due", "read"]
+__all__ = ["Event", "EventType", "append", "progress_is_due", "read", "read_log"]
 
 
 class EventType(StrEnum):
@@ -75,12 +75,13 @@ def progress_is_due(now: float, started_at: float, last_at: float | None, writte
 
 
 def read(tx: Transaction, job_id: str, after: int, limit: int) -> list[Event]:
-    """List events with `id` > `after` in order, at most `limit`."""
-    columns = tables.events.c
-    rows = tx.execute(
-        sa.select(tables.events)
-        .where(columns.job_id == job_id, columns.number > after)
-        .order_by(columns.number)
-        .limit(limit)
-    )
+    """List a job's events with `id` > `after` in order, at most `limit`."""
+    return read_log(tx, tables.events, tables.events.c.job_id == job_id, after, limit)
+
+
+def read_log(
+    tx: Transaction, log: sa.Table, whose: sa.ColumnElement[bool], after: int, limit: int
+) -> list[Event]:
+    """List the events of `log` (of jobs or of batches) that `whose` selects, as `read` does."""
+    rows = tx.execute(sa.select(log).where(whose, log.c.number > after).order_by(log.c.number).limit(limit))
     return [Event(id=row.number, type=row.type, at=rfc3339(row.at), data=row.data) for row in rows]
