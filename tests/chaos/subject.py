@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import replace
 
 from service.settings import Settings
 
@@ -26,19 +25,13 @@ def worker(settings: Settings, name: str) -> None:
     """Work until killed."""
     from service.jobs.objects import open_object_store
     from service.jobs.store import JobStore
-    from tests.unit.workers.small_scenes import TinyReward
-    from tests.unit.workers.small_workers import CARD, small_networks
-    from workers.networks import LoadedReward, Networks
+    from tests.unit.workers.small_workers import small_networks, with_referee
     from workers.worker import Worker
 
-    def load() -> Networks:
-        networks = small_networks()
-        # What the embedded default has too: jobs are admitted by that before a worker has spoken.
-        referee = LoadedReward(TinyReward(), replace(CARD, name="embedded-alignment"))  # type: ignore[arg-type]
-        return replace(networks, rewards={**networks.rewards, "embedded-alignment": referee})
-
     store = JobStore(settings.database_url)
-    Worker(name, store, open_object_store(settings.objects_url), load, settings).run()
+    Worker(
+        name, store, open_object_store(settings.objects_url), lambda: with_referee(small_networks()), settings
+    ).run()
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import httpx
 
 from service.http.api import build_api
 from tests.unit.service.conftest import InProcess
-from tests.unit.workers.small_workers import CARD, Service, small_networks
-from workers.networks import LoadedReward, Networks
+from tests.unit.workers.small_workers import Service, small_networks, with_referee
+from workers.networks import Networks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,14 +90,10 @@ class Listening:
 
 def test_every_prompt_arrives_byte_equal_at_the_text_encoder(tmp_path: Path, portal: BlockingPortal) -> None:
     service = Service(tmp_path, auth="off")
-    plain = small_networks()
+    plain = with_referee(small_networks())
     loaded = plain.priors["embedded"]
     listening = Listening(loaded.prior)
-    # What the embedded default has too: jobs are admitted by that before a worker has spoken.
-    name = "embedded-alignment"
-    referee = LoadedReward(plain.rewards[CARD.name].reward, dataclasses.replace(CARD, name=name))
-    rewards = {**plain.rewards, name: referee}
-    networks = Networks({"embedded": dataclasses.replace(loaded, prior=listening)}, rewards)
+    networks = Networks({"embedded": dataclasses.replace(loaded, prior=listening)}, plain.rewards)
     api = build_api(service.store, service.objects, service.settings)
     with httpx.Client(base_url="http://dreamserve", transport=InProcess(api, portal)) as http:
         ids = []

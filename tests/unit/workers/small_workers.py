@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from workers.contracts import TrainedField
 
-__all__ = ["Service", "Watched", "small_networks"]
+__all__ = ["Service", "Watched", "small_networks", "with_referee"]
 
 CARD = RewardCard(
     name="embedded-multiview",
@@ -57,6 +58,13 @@ def small_networks(make_field: Callable[..., TrainedField] | None = None, reward
         sample=sample,
     )
     return Networks({"embedded": prior}, {CARD.name: LoadedReward(reward or TinyReward(), CARD)})
+
+
+def with_referee(networks: Networks, referee: Any = None) -> Networks:
+    """Add the referee that the embedded default has, by which jobs are admitted before a worker has spoken."""
+    name = "embedded-alignment"
+    held = LoadedReward(referee or TinyReward(), replace(CARD, name=name))
+    return replace(networks, rewards={**networks.rewards, name: held})
 
 
 def _prior() -> AnalyticPrior:

@@ -14,14 +14,15 @@ from reward_models.typical import typical_scores
 from service.jobs.admission import admit
 from service.jobs.series import ScorePoint
 from tests.unit.service.jobs.job_samples import spec_of
-from tests.unit.workers.small_workers import CARD, Service, small_networks
+from tests.unit.workers.small_workers import CARD, Service, small_networks, with_referee
 from workers.contracts import Ask, Scores
-from workers.networks import LoadedReward, Networks
 from workers.scoring import score_point
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from workers.networks import Networks
 
 REFEREE = "embedded-alignment"
 
@@ -47,9 +48,7 @@ class Referee:
 
 
 def networks_with(referee: Referee) -> Networks:
-    networks = small_networks()
-    card = dataclasses.replace(CARD, name=REFEREE)
-    return dataclasses.replace(networks, rewards={**networks.rewards, REFEREE: LoadedReward(referee, card)})
+    return with_referee(small_networks(), referee)
 
 
 def finished(
