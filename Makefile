@@ -4,6 +4,8 @@ BIN := .venv/bin
 PROMPT ?= a red cube on top of a blue cylinder
 DEVICE ?= cpu
 EVAL ?=
+JOBS ?= 2
+PYTEST_TOGETHER = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS)
 # The tiny networks allocate and free the same few megabytes for ever: let malloc keep them (14 % in training).
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
@@ -34,11 +36,12 @@ check: setup ## formatting, lint, types, import graph
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/unit/test_import_graph.py
 
-test: setup ## the fast tests: offline, no servers
-	$(BIN)/pytest -q -m "not slow and not cluster and not gpu"
+test: setup ## the fast tests: offline, no servers (JOBS=2 at a time)
+	$(PYTEST_TOGETHER) -m "not slow and not cluster and not gpu"
 
-test-all: setup test ## also the slow ones, with Ray, an S3 server and promtool
-	$(BIN)/pytest -q -m "slow or cluster"
+test-all: setup test ## also the slow ones, then those with Ray, an S3 server and promtool, one at a time
+	$(PYTEST_TOGETHER) -m "slow and not cluster"
+	$(BIN)/pytest -q -m cluster
 
 chaos: setup ## N=1000 SEED=0: random failures from outside; did any job get lost, doubled or mixed up?
 	$(BIN)/python -m tests.chaos $(or $(N),1000) --seed $(or $(SEED),0)

@@ -43,6 +43,8 @@ class Case:
 
 WEAK_STEPS = 150
 """On the weak prior half the default's steps: there is less to converge to."""
+DRAFT_STEPS = 100
+"""As `effort: draft`: the shipped prior far from convergence, where methods differ more than at the default's 300."""
 LONGER = 1.4
 """A DreamDPO step costs about this many SDS steps: SDS with so many more steps is the rival at equal seconds."""
 
@@ -76,6 +78,7 @@ def _swept(method: str, knob: str, value: float | str) -> Arm:
 SUITES: dict[str, list[Arm]] = {
     "default": [Arm("sds")],
     "weak": _preference_arms("weak-", WEAK_STEPS, weak=True),
+    "draft": _preference_arms("draft-", DRAFT_STEPS, weak=False),
     "methods": _preference_arms("", 300, weak=False),
     "sweep": _sweep_arms(),
 }

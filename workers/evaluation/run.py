@@ -3,14 +3,16 @@
 Every object goes the way of a real job (scene, engine, mesh, GLB); what is judged is the surface that a reader of
 the GLB sees. Results are kept one JSON line each, so that an interrupted evaluation goes on where it stopped.
 
-Suites: "default" judges the default method on singles, everyday objects and held-out pairs; "weak" and "methods"
-compare SDS, DreamFL and DreamDPO on the weak and on the shipped prior, under the shipped reward and under an oracle;
-"sweep" turns the knobs of both preference methods; "pairs" tells how often each reward prefers the true pictures.
+Suites: "default" judges the default method on singles, everyday objects and held-out pairs; "weak", "draft" and
+"methods" compare SDS, DreamFL, DreamDPO and PSD on the weak prior, and on the shipped one at 100 and 300 steps, under
+the shipped reward and under an oracle; "sweep" turns the knobs of both preference methods; "pairs" tells how often each
+reward prefers the true pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 from dataclasses import replace
@@ -28,7 +30,7 @@ from workers.evaluation.objects import make_object
 from workers.evaluation.prompts import everyday_objects, held_out_pairs, kind_of, single_shapes
 from workers.evaluation.report import best_of_table, comparison_table, contact_sheet, truth_table
 from workers.networks import Networks, hold_embedded_prior, load_networks
-from workers.weights import REWARD_NAMES, load_reward
+from workers.weights import EMBEDDED_PRIOR, EMBEDDED_REWARDS, REWARD_NAMES, load_reward
 
 if TYPE_CHECKING:
     from workers.embedded.world import Description
@@ -44,7 +46,9 @@ def evaluate(
     lines_file = folder / "results.jsonl"
     known = {}
     if lines_file.exists():
-        known = {line["key"]: line for line in map(json.loads, lines_file.read_text().splitlines())}
+        # What other weights made is kept in the file, but is no answer to this question.
+        lines = map(json.loads, lines_file.read_text().splitlines())
+        known = {line["key"]: line for line in lines if line["weights"] == shipped_weights()}
     missing = [case for case in cases if case.key not in known]
     if missing:
         pool = multiprocessing.get_context("spawn").Pool(processes)
@@ -60,6 +64,12 @@ def evaluate(
                     flush=True,
                 )
     return [known[case.key] for case in cases]
+
+
+def shipped_weights() -> dict[str, str]:
+    """Name the shipped files that make and score objects, each with the start of its sha256."""
+    files = (EMBEDDED_PRIOR, *EMBEDDED_REWARDS.values())
+    return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files}
 
 
 _networks: dict[bool, Networks] = {}
@@ -93,6 +103,7 @@ def _evaluate_one(task: tuple[Case, Path, Path]) -> dict[str, Any]:
         "faults": made.verdict.faults,
         "f_score": made.verdict.f_score,
         "picture": f"{name}.png",
+        "weights": shipped_weights(),
         **made.numbers,
     }
 
