@@ -1,6 +1,6 @@
 # Two images of one build: `frontend` (API and Ray's heads, no torch) and `gpu` (workers; also runs on a CPU).
-#   docker build --target frontend -t dreamserve-frontend:0.1.0 .
-#   docker build --target gpu -t dreamserve-gpu:0.1.0 .
+#   docker build --target frontend -t dreamserve-frontend:0.2.0 .
+#   docker build --target gpu -t dreamserve-gpu:0.2.0 .
 # For a much smaller `gpu` image without CUDA: --build-arg PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU wheels>.
 
 FROM busybox:1.37.0-musl AS busybox

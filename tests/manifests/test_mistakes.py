@@ -76,7 +76,7 @@ MISTAKES: list[tuple[str, str, Any, str]] = [
     (POOL, f"{WORKER}.containers.0.env.0.valueFrom.secretKeyRef.key", "database", "no key database"),
     (POOL, f"{WORKER}.containers.0.env.0.valueFrom.secretKeyRef.name", "secrets", "in secrets"),
     (POOL, f"{WORKER}.containers.0.envFrom.0.configMapRef.name", "settings", "which is not there"),
-    (POOL, f"{WORKER}.containers.0.image", "dreamserve-cuda:0.1.0", "no target 'cuda'"),
+    (POOL, f"{WORKER}.containers.0.image", "dreamserve-cuda:0.2.0", "no target 'cuda'"),
     (POOL, f"{WORKER}.containers.0.image", "dreamserve-gpu:0.0.1", "the version in pyproject.toml"),
     ("StatefulSet/dreamserve-redis", "spec.template.spec.containers.0.image", "redis:latest", "not pinned"),
     (
