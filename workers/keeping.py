@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -9,13 +10,16 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Protocol
 
+from service.jobs.errors import StoreUnavailable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from service.jobs.leadership import Leadership
     from service.jobs.store import JobStore
     from service.settings import Settings
 
-__all__ = ["ENDED", "NAME_PREFIX", "Pool", "WorkerHandle", "wanted_workers"]
+__all__ = ["ENDED", "NAME_PREFIX", "LedPool", "Pool", "WorkerHandle", "wanted_workers"]
 
 log = logging.getLogger(__name__)
 
@@ -52,22 +56,22 @@ class Pool:
         wanted: Callable[[], int],
         start: Callable[[str], WorkerHandle],
         lost: Callable[[str], object],
-        living: Iterable[WorkerHandle] = (),
         *,
         idle_s: float = 60.0,
+        may_act: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`start` makes a worker of a given name, `lost` is told the name of one that died.
 
-        `living` are workers that another pool has started, before it died itself. A spare worker may be without
-        work for `idle_s`.
+        A spare worker may be without work for `idle_s`. `may_act` is asked before a worker is started or sent home.
         """
         self._wanted = wanted
         self._idle_s = idle_s
         self._start = start
         self._lost = lost
+        self._may_act = may_act
         self._clock = clock
-        self._workers = {handle.name: (handle, clock()) for handle in living}
+        self._workers: dict[str, tuple[WorkerHandle, float]] = {}
         self._idle_since: dict[str, float] = {}
         self._leaving: set[str] = set()
         self._untold: list[str] = []
@@ -84,6 +88,11 @@ class Pool:
         """Whether several workers in a row have died soon after they were born."""
         return self._pause_s >= TROUBLED_PAUSE_S
 
+    def adopt(self, living: Iterable[WorkerHandle]) -> None:
+        """Tend these workers too, unless they are known; somebody else has started them."""
+        for handle in living:
+            self._workers.setdefault(handle.name, (handle, self._clock()))
+
     def tend(self) -> None:
         """Notice the dead, end their leases, start what is missing, send home who is spare."""
         for name, (handle, born) in list(self._workers.items()):
@@ -92,6 +101,8 @@ class Pool:
         wanted = self._wanted()
         self._send_home(wanted)
         while len(self._workers) - len(self._leaving) < wanted and self._clock() >= self._not_before:
+            if not self._may_act():
+                return
             name = f"{NAME_PREFIX}{uuid.uuid4().hex[:8]}"
             self._workers[name] = (self._start(name), self._clock())
 
@@ -121,6 +132,8 @@ class Pool:
             name for name in sorted(rested, key=self._idle_since.__getitem__) if name not in self._leaving
         ]
         for name in able[: max(0, spare)]:
+            if not self._may_act():
+                return
             self._workers[name][0].end_when_idle()
             self._leaving.add(name)
 
@@ -160,6 +173,35 @@ class Pool:
                 log.warning("cannot end the leases of %s yet: %s", name, error)
             else:
                 self._untold.remove(name)
+
+
+class LedPool:
+    """A pool that is tended while this process leads, and taken over as it is then whenever it begins to lead."""
+
+    def __init__(
+        self, pool: Pool, leadership: Leadership, living: Callable[[], Iterable[WorkerHandle]]
+    ) -> None:
+        """`living` finds the workers of this cluster, whoever has started them."""
+        self.pool = pool
+        self._leadership = leadership
+        self._living = living
+
+    def tend(self) -> None:
+        """Tend the pool, if this process leads; raises `StoreUnavailable`."""
+        led = self._leadership.is_held
+        if not self._leadership.hold():
+            return
+        if not led:
+            self.pool.adopt(self._living())
+            log.info("leading a pool of %d workers", len(self.pool.names))
+        self.pool.tend()
+
+    def drain(self, timeout_s: float) -> None:
+        """End all workers of this cluster, whoever leads, and let another one lead."""
+        self.pool.adopt(self._living())
+        self.pool.drain(timeout_s)
+        with contextlib.suppress(StoreUnavailable):  # it runs out by itself
+            self._leadership.give_up()
 
 
 def wanted_workers(settings: Settings, store: JobStore) -> int:

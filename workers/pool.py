@@ -10,13 +10,16 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import socket
 import threading
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
-from workers.keeping import ENDED, NAME_PREFIX, Pool, wanted_workers
+from service.jobs.errors import StoreUnavailable
+from workers.keeping import ENDED, NAME_PREFIX, LedPool, Pool, wanted_workers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,8 +45,6 @@ NAMESPACE = "dreamserve"
 """Of all named actors."""
 SCALER_NAME = "pool-scaler"
 TEND_EVERY_S = 0.5
-ANSWER_S = 5.0
-"""How long a worker may take to answer a ping before it is merely noted as slow."""
 
 
 # ---- a worker in its process
@@ -145,20 +146,27 @@ def write_log(settings: Settings) -> None:
 
 
 class PoolScaler:
-    """Tend the pool as a Ray actor, from a thread of its own."""
+    """Tend the pool as a Ray actor, from a thread of its own, while it holds the leader lease in the database.
+
+    An upgrade runs two clusters for a while, and Ray may start a second scaler before the first has ended.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        from service.jobs.leadership import Leadership
         from service.jobs.store import JobStore
 
         write_log(settings)
         store = JobStore(settings.database_url)
-        self._pool = Pool(
+        me = f"{socket.gethostname()[:100]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        leadership = Leadership(store.database, SCALER_NAME, me)
+        pool = Pool(
             functools.partial(wanted_workers, settings, store),
             functools.partial(_start_worker, settings),
             store.worker_lost,
-            _living_workers(),
             idle_s=settings.worker_idle_s,
+            may_act=lambda: leadership.is_held,
         )
+        self._led = LedPool(pool, leadership, _living_workers)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tend", daemon=True)
         self._thread.start()
@@ -166,21 +174,23 @@ class PoolScaler:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._pool.tend()
+                self._led.tend()
+            except StoreUnavailable as error:
+                log.warning("cannot tend the pool: %s", error)
             except Exception:
                 log.exception("tending the pool failed; trying again")
             self._stopping.wait(TEND_EVERY_S)
 
     def names(self) -> tuple[str, ...]:
-        return self._pool.names
+        return self._led.pool.names
 
     def is_troubled(self) -> bool:
-        return self._pool.is_troubled
+        return self._led.pool.is_troubled
 
     def drain(self, timeout_s: float) -> None:
         self._stopping.set()
         self._thread.join()
-        self._pool.drain(timeout_s)
+        self._led.drain(timeout_s)
 
 
 class _RayWorker:
@@ -189,16 +199,25 @@ class _RayWorker:
     def __init__(self, name: str, handle: Any) -> None:
         self.name = name
         self._handle = handle
+        self._said = "starting"
+        self._asked: Any = None
 
     def state(self) -> str | None:
+        """Read the answer to the last question and ask the next, without waiting.
+
+        A worker may have no node yet, or be frozen, and others must not wait for that.
+        """
+        answered = self._asked is not None and ray.wait([self._asked], timeout=0)[0]
         try:
-            found: str = ray.get(self._handle.ping.remote(), timeout=ANSWER_S)
+            if answered:
+                self._said = ray.get(self._asked)
+            if answered or self._asked is None:
+                self._asked = self._handle.ping.remote()
+        except ActorUnavailableError:  # out of reach for now: its leases run out if it does not come back
+            self._asked = None
         except RayActorError:
             return None
-        except GetTimeoutError:
-            log.debug("worker %s is slow to answer, or still starting", self.name)
-            return "starting"
-        return found
+        return self._said
 
     def end_when_idle(self) -> None:
         self._handle.end_when_idle.remote()

@@ -22,6 +22,7 @@ __all__ = [
     "events",
     "idempotency_keys",
     "jobs",
+    "leaders",
     "metadata",
     "owners",
     "scores",
@@ -342,6 +343,15 @@ turns = sa.Table(
     metadata,
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("next_at", _TIME, nullable=False),
+)
+
+# Who acts: of several processes with the same task, the holder does it (see `leadership.py`).
+leaders = sa.Table(
+    "leaders",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("holder", _NAME, nullable=False),
+    sa.Column("lease_until", _TIME, nullable=False),
 )
 
 # Who may call (see `keys.py`). Of a key only the hash is kept.

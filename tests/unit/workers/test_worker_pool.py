@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from service.jobs.leadership import Leadership
+from service.jobs.store import JobStore
 from service.settings import Settings
-from workers.keeping import ENDED, Pool, wanted_workers
+from tests.unit.service.jobs.job_samples import FakeClock
+from workers.keeping import ENDED, LedPool, Pool, wanted_workers
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass
@@ -104,7 +111,8 @@ def test_a_new_pool_takes_over_the_living() -> None:
         started.append(name)
         return Hand(name)
 
-    pool = Pool(lambda: 2, start, lost.append, living, clock=lambda: 0.0)
+    pool = Pool(lambda: 2, start, lost.append, clock=lambda: 0.0)
+    pool.adopt(living)
     pool.tend()
     assert set(pool.names) == {"worker-a", *started}
     assert len(started) == 1
@@ -189,3 +197,50 @@ def test_as_many_workers_are_wanted_as_the_jobs_fill_within_the_bounds() -> None
         counts.append(wanted_workers(settings, store))
     assert counts == [0, 1, 1, 2, 4, 4]
     assert wanted_workers(Settings(workers=4), store) == 4
+
+
+def test_of_two_scalers_one_acts_and_the_other_takes_its_workers_over(tmp_path: Path) -> None:
+    clock = FakeClock()
+    store = JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}", clock=clock)
+    hands: list[Hand] = []
+
+    def start(name: str) -> Hand:
+        hands.append(Hand(name))
+        return hands[-1]
+
+    def scaler(name: str) -> LedPool:
+        lease = Leadership(store.database, "pool", name, monotonic=lambda: clock.now)
+        pool = Pool(
+            lambda: 2, start, store.worker_lost, may_act=lambda: lease.is_held, clock=lambda: clock.now
+        )
+        return LedPool(pool, lease, lambda: [hand for hand in hands if hand.alive])
+
+    first, second = scaler("a"), scaler("b")
+    for _ in range(3):
+        first.tend()
+        second.tend()
+        clock.advance(5)
+    assert len(hands) == 2, "the second one only watches"
+    clock.advance(10)  # the first fell silent
+    hands[0].alive = False
+    second.tend()
+    first.tend()
+    assert len(hands) == 3
+    assert set(second.pool.names) == {hands[1].name, hands[2].name}
+
+    first.drain(1.0)  # its cluster ends
+    assert all(hand.killed for hand in hands if hand.alive)
+    store.close()
+
+
+def test_a_scaler_whose_lease_runs_out_between_its_acts_stops() -> None:
+    acts = iter([True, False])
+    hands: list[Hand] = []
+
+    def start(name: str) -> Hand:
+        hands.append(Hand(name, mood="idle"))
+        return hands[-1]
+
+    pool = Pool(lambda: 3, start, print, idle_s=0, may_act=lambda: next(acts, False))
+    pool.tend()
+    assert len(hands) == 1
