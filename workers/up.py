@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from service.settings import Settings
 
-__all__ = ["check_database", "private_ray", "run_service"]
+__all__ = ["check_database", "free_port", "private_ray", "run_service", "start_frontend"]
 
 READY_S = 120.0
 """How long the frontend may take to answer; it takes seconds on an idle machine."""
@@ -63,7 +63,7 @@ def run_service(settings: Settings, host: str, port: int) -> int:
 
     `port` 0 takes a free one. Prints one JSON line with the URL on stdout when /readyz answers.
     """
-    port = _free_port(host, port)
+    port = free_port(host, port)
     stop = _Stop()
     stop.listen()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -146,15 +146,21 @@ def _start_everything(settings: Settings, host: str, port: int) -> Any:
 
     The frontend first: it takes jobs while workers load, which would only slow its start on a small machine.
     """
+    from workers.pool import start_pool
+
+    start_frontend(settings, host, port)
+    return start_pool(settings)
+
+
+def start_frontend(settings: Settings, host: str, port: int) -> None:
+    """Start the Serve application on the connected cluster; returns when it has been deployed."""
     from ray import serve
 
     from service.http.app import build_app
-    from workers.pool import start_pool
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     serve.run(build_app(settings), route_prefix="/")
-    return start_pool(settings)
 
 
 @contextlib.contextmanager
@@ -253,7 +259,7 @@ def _wait_until_ready(url: str, stop: threading.Event) -> bool:
     return False
 
 
-def _free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int) -> int:
     """Check that a port can be had, or choose one; raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
