@@ -63,7 +63,7 @@ async def authenticate(
     return Caller(holder.owner, holder.scopes)
 
 
-def permit(
+async def permit(
     request: Request, wanted: SecurityScopes, caller: Annotated[Caller, Depends(authenticate)]
 ) -> Caller:
     """Answer the caller if its key has the scope that the route wants; raise the 403 `Problem` otherwise.

@@ -70,7 +70,7 @@ RESULTS_ANSWER: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-def _batches(store: Store, settings: ServiceSettings) -> BatchStore:
+async def _batches(store: Store, settings: ServiceSettings) -> BatchStore:
     return BatchStore(store.database, max_queued=settings.max_queued)
 
 

@@ -31,14 +31,14 @@ MADE: Final[dict[str, Any]] = {
 }
 
 
-def _key_id(key_id: str) -> str:
+async def _key_id(key_id: str) -> str:
     """Let only what can be an id reach the database: anything else has never existed."""
     if not re.fullmatch("key_[0-9A-HJKMNP-TV-Z]{26}", key_id):
         raise _unknown(key_id)
     return key_id
 
 
-def _keys(store: Store) -> KeyStore:
+async def _keys(store: Store) -> KeyStore:
     return KeyStore(store.database)
 
 

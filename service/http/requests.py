@@ -36,37 +36,39 @@ MAX_BODY_BYTES: Final = 256 * 1024
 
 _ULID: Final = "[0-9A-HJKMNP-TV-Z]{26}"
 
+# What routes depend on is asynchronous though it waits for nothing: the framework would send it to a thread else.
 
-def _job_id(job_id: str) -> str:
+
+async def _job_id(job_id: str) -> str:
     """Let only what can be an id reach the database: anything else has never existed."""
     if not re.fullmatch(f"job_{_ULID}", job_id):
         raise unknown("job", job_id)
     return job_id
 
 
-def _artifact_id(artifact_id: str) -> str:
+async def _artifact_id(artifact_id: str) -> str:
     if not re.fullmatch(f"art_{_ULID}", artifact_id):
         raise unknown("artifact", artifact_id)
     return artifact_id
 
 
-def _batch_id(batch_id: str) -> str:
+async def _batch_id(batch_id: str) -> str:
     if not re.fullmatch(f"batch_{_ULID}", batch_id):
         raise unknown("batch", batch_id, "/v1/batches")
     return batch_id
 
 
-def _store(request: Request) -> JobStore:
+async def _store(request: Request) -> JobStore:
     store: JobStore = request.app.state.store
     return store
 
 
-def _objects(request: Request) -> ObjectStore:
+async def _objects(request: Request) -> ObjectStore:
     objects: ObjectStore = request.app.state.objects
     return objects
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 

@@ -76,20 +76,20 @@ class WebhookChange(Part):
     )
 
 
-def _webhook_id(webhook_id: str) -> str:
+async def _webhook_id(webhook_id: str) -> str:
     """Let only what can be an id reach the database: anything else has never existed."""
     if not re.fullmatch(f"whk_{_ULID}", webhook_id):
         raise _unknown_webhook(webhook_id)
     return webhook_id
 
 
-def _message_id(message_id: str) -> str:
+async def _message_id(message_id: str) -> str:
     if not re.fullmatch(f"msg_{_ULID}", message_id):
         raise _unknown_message(message_id)
     return message_id
 
 
-def _webhooks(store: Store) -> WebhookStore:
+async def _webhooks(store: Store) -> WebhookStore:
     return WebhookStore(store.database)
 
 
