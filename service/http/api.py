@@ -90,8 +90,12 @@ async def healthz() -> dict[str, str]:
 
 
 @probes.get("/readyz", responses=problems(503))
-def readyz(store: Store, objects: Objects) -> dict[str, str]:
-    """Say whether jobs can be taken; a 503 names each store that cannot be reached."""
+def readyz(store: Store, objects: Objects) -> dict[str, Any]:
+    """Say whether jobs can be taken; a 503 names each store that cannot be reached.
+
+    Without live `workers` they are taken too, as workers come when there is work; `known_from` says by what they are
+    judged until then (see `/v1/methods`).
+    """
     failed = []
     for check in (store.ping, objects.check):
         try:
@@ -100,7 +104,9 @@ def readyz(store: Store, objects: Objects) -> dict[str, str]:
             failed.append(error.dependency)
     if failed:
         raise store_down(failed)
-    return {"service": "dreamserve", "status": "ready"}
+    known = store.known_capabilities()
+    workers = 0 if known is None else known.num_live
+    return {"service": "dreamserve", "status": "ready", "workers": workers, **capabilities.how_known(known)}
 
 
 @probes.get(

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from service.http.errors import problems
 from service.http.requests import Store  # noqa: TC001 - FastAPI reads the annotations
 from service.jobs.capabilities import embedded_capabilities
+from service.jobs.documents import rfc3339
 from service.jobs.presets import PRESETS
 from service.jobs.spec import AnyMethod
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from service.jobs.capabilities import AbsentFacts, Capabilities, PartFacts
+    from service.jobs.fleet import Known
 
-__all__ = ["router"]
+__all__ = ["how_known", "router"]
 
 router = APIRouter(tags=["capabilities"])
 
@@ -30,11 +32,13 @@ METHODS: Final[dict[str, type[BaseModel]]] = {
 
 @router.get("/v1/methods", responses=problems(503))
 def list_methods(store: Store) -> dict[str, Any]:
-    """List the methods that live workers can run, with the defaults, ranges and sources of their knobs.
+    """List the methods that workers can run, with the defaults, ranges and sources of their knobs.
 
     With each come the priors (those without weights too, saying what is missing) and the presets of that method.
+    `known_from` says whether `live_workers` have told this, the `last_workers` (none lives now; `seen_at` says when one
+    did), or the `settings` (there never was one).
     """
-    able = _capabilities(store)
+    able, known = _capabilities(store)
     priors = _parts(able.priors, able.absent_priors)
     return {
         "items": [
@@ -46,17 +50,19 @@ def list_methods(store: Store) -> dict[str, Any]:
             if name in METHODS
         ],
         "next_cursor": None,
+        **known,
     }
 
 
 @router.get("/v1/rewards", responses=problems(503))
 def list_rewards(store: Store) -> dict[str, Any]:
-    """List the rewards that live workers can steer with, with license, range and hash of the weights.
+    """List the rewards that workers can steer with, with license, range and hash of the weights.
 
-    A reward that is not `available` says which files are missing and how to get them.
+    A reward that is not `available` says which files are missing and how to get them. `known_from` is as in
+    `/v1/methods`.
     """
-    able = _capabilities(store)
-    return {"items": _parts(able.rewards, able.absent_rewards), "next_cursor": None}
+    able, known = _capabilities(store)
+    return {"items": _parts(able.rewards, able.absent_rewards), "next_cursor": None, **known}
 
 
 def _parts(present: Mapping[str, PartFacts], absent: Mapping[str, AbsentFacts]) -> list[dict[str, Any]]:
@@ -77,8 +83,19 @@ def _presets(method: str) -> list[dict[str, Any]]:
     return [preset.model_dump(mode="json") for preset in PRESETS.values() if preset.method.name == method]
 
 
-def _capabilities(store: Store) -> Capabilities:
-    return store.capabilities() or embedded_capabilities()
+def how_known(known: Known | None) -> dict[str, Any]:
+    """Say who has told what can be run, and when it was last true."""
+    if known is None:
+        return {"known_from": "settings", "seen_at": None}
+    return {
+        "known_from": "live_workers" if known.num_live else "last_workers",
+        "seen_at": rfc3339(known.seen_at),
+    }
+
+
+def _capabilities(store: Store) -> tuple[Capabilities, dict[str, Any]]:
+    known = store.known_capabilities()
+    return embedded_capabilities() if known is None else known.capabilities, how_known(known)
 
 
 def _facts(part: PartFacts) -> dict[str, Any]:

@@ -37,7 +37,7 @@ _MAX_DETAIL = 300
 def admit(body: object, capabilities: Capabilities | None, settings: Settings) -> Admitted:
     """Turn a request's parsed JSON into a job that this server can run, or raise `Refused`.
 
-    `capabilities` is `JobStore.capabilities()`: None when no live worker has spoken, which means that what the
+    `capabilities` is `JobStore.capabilities()`: None when no worker has ever spoken, which means that what the
     embedded default can do decides. A seed is drawn here when the request has none.
     """
     can = capabilities or embedded_capabilities()

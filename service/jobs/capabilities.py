@@ -1,6 +1,7 @@
 """What a cluster can do now: published by each live worker as one document, merged for the frontend.
 
-A worker also says which published priors and rewards it could have, if it had their weights.
+When the pool has scaled to zero, what its last workers could do still holds: the next ones will be like them. A worker
+also says which published priors and rewards it could have, if it had their weights.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def merge(documents: list[Capabilities]) -> Capabilities:
 
 
 def embedded_capabilities() -> Capabilities:
-    """Say what a worker of the embedded default can do; used until a live worker has said it itself."""
+    """Say what a worker of the embedded default can do; used until the first worker has said it itself."""
     return Capabilities(
         methods={name: PartFacts() for name in ("sds", "dreamfl", "dreamdpo", "psd")},
         priors={"embedded": PartFacts(views=4)},

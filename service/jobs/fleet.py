@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from service.jobs.tallies import Tally
 
 __all__ = [
+    "Known",
     "Snapshot",
     "WorkerState",
     "heartbeat",
-    "live_capabilities",
+    "known_capabilities",
     "live_slots",
     "pace",
     "publish",
@@ -53,6 +54,17 @@ class Snapshot:
     tallies: list[Tally]
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What workers can run: those that live, or else those that lived last, as a pool may have none for a while."""
+
+    capabilities: Capabilities
+    num_live: int
+    """Workers that say so now; 0: the last ones did."""
+    seen_at: float
+    """When it was last true for certain, by the database's clock."""
+
+
 def heartbeat(
     tx: Transaction, worker: str, state: WorkerState, slots: int, busy_slots: int, ttl_s: float
 ) -> None:
@@ -62,25 +74,30 @@ def heartbeat(
 
 
 def publish(tx: Transaction, worker: str, document: Capabilities, ttl_s: float) -> None:
-    """Say what a worker can run."""
+    """Say what a worker can run; what the dead could run is of no interest any more."""
+    columns = tables.capabilities.c
+    tx.execute(sa.delete(tables.capabilities).where(columns.expires_at <= tx.now))
     values = {"worker": worker, "document": document.model_dump(mode="json"), "expires_at": tx.now + ttl_s}
     tx.upsert(tables.capabilities, "worker", values)
 
 
 def retire(tx: Transaction, worker: str) -> None:
-    """Forget a worker."""
+    """Forget a worker, but for what it could run, which stays known until another one lives."""
     tx.execute(sa.delete(tables.workers).where(tables.workers.c.name == worker))
-    tx.execute(sa.delete(tables.capabilities).where(tables.capabilities.c.worker == worker))
+    spoken = tables.capabilities.c
+    ended = sa.update(tables.capabilities).where(spoken.worker == worker, spoken.expires_at > tx.now)
+    tx.execute(ended.values(expires_at=tx.now))
 
 
-def live_capabilities(tx: Transaction) -> Capabilities | None:
-    """Unite what live workers have published; None when none is alive."""
+def known_capabilities(tx: Transaction) -> Known | None:
+    """Unite what live workers have published, or else what the last ones had; None when there never was one."""
     columns = tables.capabilities.c
-    documents = tx.execute(
-        sa.select(columns.document).where(columns.expires_at > tx.now).order_by(columns.worker)
-    )
-    published = [Capabilities.model_validate(document) for document in documents.scalars()]
-    return merge(published) if published else None
+    rows = tx.execute(sa.select(tables.capabilities).order_by(columns.worker)).all()
+    if not rows:
+        return None
+    live = [row for row in rows if row.expires_at > tx.now]
+    published = [Capabilities.model_validate(row.document) for row in live or rows]
+    return Known(merge(published), len(live), min(tx.now, max(float(row.expires_at) for row in rows)))
 
 
 def pace(tx: Transaction) -> Pace:

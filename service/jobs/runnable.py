@@ -107,13 +107,13 @@ def _check_known(
         return
     if absent and name in absent:
         facts = absent[name]
-        detail = f"{what} '{name}' needs {' and '.join(facts.missing)}, which no live worker has"
+        detail = f"{what} '{name}' needs {' and '.join(facts.missing)}, which no worker has"
         raise _refusal("method-unavailable", pointer, detail, facts.how)
     have = ", ".join(sorted(known)) or "none"
     raise _refusal(
         "method-unavailable",
         pointer,
-        f"no live worker has the {what} '{name}'; there is: {have}",
+        f"no worker has the {what} '{name}'; there is: {have}",
         "GET /v1/methods and /v1/rewards list what this server can do now.",
     )
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from service.jobs.capabilities import Capabilities
     from service.jobs.documents import Document
     from service.jobs.events import Event
-    from service.jobs.fleet import Snapshot
+    from service.jobs.fleet import Known, Snapshot
     from service.jobs.series import ScorePoint
     from service.jobs.spec import JobSpec
     from service.jobs.states import Checkpoint, Lease, LeaseAnswer, NewArtifact, Stage
@@ -158,9 +158,14 @@ class JobStore:
             return reading.artifact(tx, artifact_id, owner)
 
     def capabilities(self) -> Capabilities | None:
-        """Unite what live workers have published; None when none is alive."""
+        """Unite what live workers can run, or else what the last ones could; None when there never was one."""
+        known = self.known_capabilities()
+        return None if known is None else known.capabilities
+
+    def known_capabilities(self) -> Known | None:
+        """Tell `capabilities` and how well they are known."""
         with self.database.reading() as tx:
-            return fleet.live_capabilities(tx)
+            return fleet.known_capabilities(tx)
 
     def ping(self) -> None:
         """Raise `StoreUnavailable` unless the database answers (for /readyz)."""
@@ -316,7 +321,7 @@ class JobStore:
             fleet.heartbeat(tx, worker, state, slots, busy_slots, ttl_s)
 
     def retire(self, worker: str) -> None:
-        """Forget a worker that has ended in good order."""
+        """Forget a worker that has ended in good order, but for what it could run."""
         with self.database.writing() as tx:
             fleet.retire(tx, worker)
 

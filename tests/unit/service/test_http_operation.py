@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import make_url
 
-from service.jobs.capabilities import Capabilities, PartFacts, RewardFacts
+from service.jobs.capabilities import Capabilities, PartFacts, RewardFacts, embedded_capabilities
 
 if TYPE_CHECKING:
     import httpx
@@ -33,7 +33,13 @@ def _database_down(store: JobStore, settings: Settings) -> None:
 
 def test_a_service_with_its_stores_is_ready(http: httpx.Client) -> None:
     assert http.get("/healthz").json() == {"service": "dreamserve", "status": "ok"}
-    assert http.get("/readyz").json() == {"service": "dreamserve", "status": "ready"}
+    assert http.get("/readyz").json() == {
+        "service": "dreamserve",
+        "status": "ready",
+        "workers": 0,
+        "known_from": "settings",
+        "seen_at": None,
+    }
 
 
 @pytest.mark.usefixtures("_database_down")
@@ -120,6 +126,25 @@ def test_capabilities_are_those_that_live_workers_published(http: httpx.Client, 
     (item,) = http.get("/v1/rewards").json()["items"]
     assert (item["name"], item["license"], item["weights"]) == ("embedded-multiview", "MIT", "sha256:abc")
     assert item["score_range"] == [-1.0, 1.0]
+
+
+def test_a_pool_without_workers_takes_what_the_last_ones_could_run(
+    http: httpx.Client, store: JobStore
+) -> None:
+    can = embedded_capabilities()
+    store.publish_capabilities("worker", can.model_copy(update={"methods": {"sds": can.methods["sds"]}}))
+    assert http.get("/readyz").json()["workers"] == 1
+    assert http.get("/v1/methods").json()["known_from"] == "live_workers"
+    store.retire("worker")
+    ready = http.get("/readyz")
+    assert (ready.status_code, ready.json()["workers"]) == (200, 0)
+    methods = http.get("/v1/methods").json()
+    assert methods["known_from"] == ready.json()["known_from"] == "last_workers"
+    assert methods["seen_at"] == ready.json()["seen_at"] is not None
+    assert [item["name"] for item in methods["items"]] == ["sds"]
+    assert http.post("/generate", json={"prompt": "a red cube", "method": "sds"}).status_code == 202
+    refused = http.post("/generate", json={"prompt": "a red cube", "method": "psd"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "method-unavailable")
 
 
 def test_the_documentation_describes_requests_and_refusals(http: httpx.Client) -> None:

@@ -185,7 +185,7 @@ def test_a_body_nested_deeply_is_refused_and_breaks_nothing() -> None:
 
 
 UNAVAILABLE: list[tuple[dict[str, Any], str, str]] = [
-    ({"method": "psd"}, "/method", "no live worker has the method 'psd'"),
+    ({"method": "psd"}, "/method", "no worker has the method 'psd'"),
     ({"prior": "mvdream"}, "/prior", "there is: embedded"),
     ({"rewards": [{"name": "hpsv2.1"}]}, "/rewards/0/name", "hpsv2.1"),
     ({"rewards": [{"name": "private", "version": "v2"}]}, "/rewards/0/version", "'v2'"),

@@ -638,7 +638,12 @@ def test_a_waiting_time_is_told_once_there_is_experience(store: JobStore, clock:
 # ---- the fleet
 
 
-def test_capabilities_are_united_and_expire(store: JobStore, clock: FakeClock) -> None:
+def test_capabilities_are_united_and_outlive_the_last_worker(store: JobStore, clock: FakeClock) -> None:
+    def known() -> tuple[set[str], int, float]:
+        now = store.known_capabilities()
+        assert now is not None
+        return set(now.capabilities.priors), now.num_live, now.seen_at
+
     assert store.capabilities() is None
     store.publish_capabilities("worker-1", embedded_capabilities(), ttl_s=60)
     clock.advance(30)
@@ -653,7 +658,16 @@ def test_capabilities_are_united_and_expire(store: JobStore, clock: FakeClock) -
     assert one is not None
     assert set(one.priors) == {"mvdream"}
     store.retire("worker-2")
-    assert store.capabilities() is None
+    store.retire("worker-2")
+    assert known() == ({"embedded", "mvdream"}, 0, clock.now), "as they were when anybody last spoke"
+    retired_at = clock.now
+    clock.advance(7 * 86_400)
+    assert known()[1:] == (0, retired_at)
+    store.publish_capabilities("worker-3", embedded_capabilities(), ttl_s=60)
+    assert known() == ({"embedded"}, 1, clock.now)
+    store.worker_lost("worker-3")
+    clock.advance(5)
+    assert known() == ({"embedded"}, 0, clock.now - 5)
 
 
 def test_the_snapshot_counts_what_is_there(store: JobStore, clock: FakeClock) -> None:
