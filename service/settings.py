@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     auth: Literal["on", "off"] | None = Field(
         None, description="Whether callers need a key; default: on, but off for `dreamserve up` on loopback."
     )
+    rate_limit_per_s: float = Field(
+        100,
+        ge=0,
+        description="Requests a second that each API key may send to one frontend replica, twice as many at once after "
+        "a pause; more get a 429. 0: any number, as where callers need no key.",
+    )
 
     workers: int = Field(1, ge=0, le=1_000, description="Worker actors, at the most.")
     min_workers: int | None = Field(

@@ -27,6 +27,7 @@ from service.http import (
 )
 from service.http.auth import authenticate, describe_security
 from service.http.errors import ProblemDocument, install_problem_handlers, problems, store_down
+from service.http.rates import RateLimit
 from service.http.requests import Objects, RequestId, ServiceSettings, Store
 from service.jobs.batch_input import BatchRequest
 from service.jobs.batches import ADVANCE_EVERY_S, BatchStore
@@ -74,6 +75,7 @@ def build_api(store: JobStore, objects: ObjectStore, settings: Settings) -> Fast
     )
     api.state.store, api.state.objects, api.state.settings = store, objects, settings
     api.state.open_streams = 0
+    api.state.rates = RateLimit(settings.rate_limit_per_s)
     api.add_middleware(RequestId)
     install_problem_handlers(api)
     for resource in RESOURCES:

@@ -6,6 +6,8 @@ the settings say otherwise; `build_api` sees to that for all routes, so that non
 
 from __future__ import annotations
 
+import hashlib
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from fastapi import Depends, Request, Security
@@ -13,6 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from service.http.errors import Problem, problems
+from service.http.rates import RateLimit  # noqa: TC001 - FastAPI reads the annotations
 from service.http.requests import ServiceSettings, Store  # noqa: TC001 - FastAPI reads the annotations
 from service.jobs.keys import SCOPES, KeyStore, Scope
 from service.jobs.tables import LOCAL_OWNER
@@ -44,19 +47,34 @@ class Caller(NamedTuple):
 _LOCAL: Final = Caller(LOCAL_OWNER, frozenset(SCOPES))
 
 
+async def _rates(request: Request) -> RateLimit:
+    rates: RateLimit = request.app.state.rates
+    return rates
+
+
 async def authenticate(
     store: Store,
     settings: ServiceSettings,
+    rates: Annotated[RateLimit, Depends(_rates)],
     shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
 ) -> Caller:
     """Answer whose key came with the request; raise the 401 `Problem` without a valid one.
 
-    Where authentication is off, everybody is the local owner and may do everything.
+    A key that comes too often gets the 429 `Problem` before the database is asked. Where authentication is off,
+    everybody is the local owner and may do everything.
     """
     if settings.auth == "off":
         return _LOCAL
     if shown is None:
         raise _unauthenticated("The request carries no API key.", "Bearer")
+    if wait_s := rates.take(hashlib.sha256(shown.credentials.encode()).digest()):
+        raise Problem(
+            429,
+            "rate-limited",
+            f"This API key has sent more than {settings.rate_limit_per_s:g} requests a second.",
+            suggestion="Slow down: follow jobs by their events, and submit many of them as a batch.",
+            retry_after_s=math.ceil(wait_s),
+        )
     holder = await run_in_threadpool(KeyStore(store.database).authenticate, shown.credentials)
     if holder is None:
         raise _unauthenticated("The API key is unknown or revoked.", 'Bearer error="invalid_token"')
@@ -89,8 +107,8 @@ Admin = Annotated[Caller, Security(permit, scopes=["admin"])]
 
 
 def describe_security(document: dict[str, Any]) -> None:
-    """Add the answers 401 and 403 to every operation of an OpenAPI document that wants a key."""
-    refusals: Mapping[str, Any] = {str(status): answer for status, answer in problems(401, 403).items()}
+    """Add the answers 401, 403 and 429 to every operation of an OpenAPI document that wants a key."""
+    refusals: Mapping[str, Any] = {str(status): answer for status, answer in problems(401, 403, 429).items()}
     for path in document["paths"].values():
         for operation in path.values():
             if operation.get("security"):

@@ -120,6 +120,8 @@ def _environment(
         "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{objects.port}",
         "DREAMSERVE_DATA_DIR": str(folder / "data"),
         "DREAMSERVE_AUTH": "on",
+        # The history checker asks as fast as it gets answers.
+        "DREAMSERVE_RATE_LIMIT_PER_S": "0",
         "DREAMSERVE_LEASE_S": str(LEASE_S),
         "DREAMSERVE_REPORT_INTERVAL_S": "0.2",
         "DREAMSERVE_CHECKPOINT_INTERVAL_S": "0.3",

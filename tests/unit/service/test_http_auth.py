@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from service.http.api import build_api
+from service.http.rates import RateLimit
 from service.jobs.keys import KeyStore, NewKey
 from service.jobs.objects import open_object_store
 from service.jobs.store import JobStore
@@ -261,3 +262,45 @@ def test_a_quota_refuses_with_429_and_says_when_to_come_back(http: httpx.Client,
     answer = http.post("/generate", json={"prompt": "a cat"}, headers=small)
     assert (answer.status_code, answer.json()["code"]) == (429, "quota-exceeded")
     assert int(answer.headers["Retry-After"]) > 0
+
+
+# ---- rates
+
+
+def test_a_key_that_comes_too_often_is_told_when_to_come_back(
+    http: httpx.Client, api: FastAPI, alice: dict[str, str], bob: dict[str, str]
+) -> None:
+    now = 0.0
+    api.state.rates = RateLimit(0.5, clock=lambda: now)
+    assert http.get("/v1/jobs", headers=alice).status_code == 200
+    for path in ("/v1/jobs", "/v1/queue"):
+        answer = http.get(path, headers=alice)
+        assert (answer.status_code, answer.json()["code"]) == (429, "rate-limited")
+        assert (answer.headers["Retry-After"], answer.json()["retryable"]) == ("2", True)
+    for path in OPEN:  # whoever asks these seldom has a key, and must not be turned away
+        assert http.get(path, headers=alice).status_code == 200
+    assert http.get("/v1/jobs", headers=bob).status_code == 200
+    now = 2.0
+    assert http.get("/v1/jobs", headers=alice).status_code == 200
+    assert http.get("/v1/jobs", headers=alice).status_code == 429
+
+
+def test_who_was_silent_may_send_a_burst_and_no_more() -> None:
+    now = 0.0
+    rates = RateLimit(10, clock=lambda: now)
+    burst = [False] * 20 + [True]
+    assert [rates.take(b"alice") > 0 for _ in burst] == burst
+    now = 100.0
+    assert [rates.take(b"alice") > 0 for _ in burst] == burst
+    now = 100.05
+    assert rates.take(b"alice") == pytest.approx(0.05)
+    assert not any(RateLimit(0).take(b"alice") for _ in range(1_000))
+
+
+def test_callers_who_have_gone_are_forgotten() -> None:
+    now = 0.0
+    rates = RateLimit(1, clock=lambda: now)
+    for number in range(30_000):
+        now += 0.001
+        assert rates.take(str(number).encode()) == 0
+    assert len(rates._buckets) <= 10_000
