@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from service.settings import Settings
 
-__all__ = ["ClusterUnreachable", "ensure_pool"]
+__all__ = ["ClusterFacts", "ClusterUnreachable", "WrongRay", "connect", "ensure_pool", "look_at"]
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +22,47 @@ class ClusterUnreachable(RuntimeError):
     """No Ray cluster answered in time."""
 
 
+class WrongRay(RuntimeError):
+    """The cluster runs another Ray or Python than this process."""
+
+
+class ClusterFacts(NamedTuple):
+    """What a cluster has."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+    has_pool: bool
+
+
+def look_at(address: str, timeout_s: float) -> ClusterFacts:
+    """Tell what the Ray cluster at `address` has; raises as `connect` does."""
+    import ray
+
+    from workers.pool import NAMESPACE, SCALER_NAME
+
+    connect(address, timeout_s)
+    try:
+        state: Any = ray  # these two are untyped
+        alive = [node for node in state.nodes() if node["Alive"]]
+        has = state.cluster_resources()
+        pool = _is_there(SCALER_NAME, NAMESPACE)
+        return ClusterFacts(len(alive), has.get("CPU", 0.0), has.get("GPU", 0.0), pool)
+    finally:
+        ray.shutdown()
+
+
 def ensure_pool(settings: Settings, address: str, timeout_s: float) -> bool:
     """Start the pool on the Ray cluster at `address`, unless it is there; whether it was started now.
 
     Safe to call again, also by two at once. The pool outlives this process, and does not wait to be scheduled:
-    the nodes that it needs may come later. Raises `ClusterUnreachable` when no cluster answers within `timeout_s`.
+    the nodes that it needs may come later. Raises as `connect` does.
     """
     import ray
 
     from workers.pool import NAMESPACE, SCALER_NAME, start_pool
 
-    _connect(address, timeout_s)
+    connect(address, timeout_s)
     try:
         if _is_there(SCALER_NAME, NAMESPACE):
             return False
@@ -47,7 +77,11 @@ def ensure_pool(settings: Settings, address: str, timeout_s: float) -> bool:
         ray.shutdown()
 
 
-def _connect(address: str, timeout_s: float) -> None:
+def connect(address: str, timeout_s: float) -> None:
+    """Join the Ray cluster at `address` (HOST:PORT, or auto for this machine's), which may be starting still.
+
+    Raises `ClusterUnreachable` when none answers within `timeout_s`, and `WrongRay`.
+    """
     import ray
 
     deadline = time.monotonic() + timeout_s
@@ -59,13 +93,20 @@ def _connect(address: str, timeout_s: float) -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
             return
         except (OSError, RuntimeError) as error:
+            if "Version mismatch" in str(error):
+                raise WrongRay(_in_one_line(error)) from error
             if time.monotonic() > deadline:
                 raise ClusterUnreachable(
-                    f"no Ray cluster answered at '{address}' within {timeout_s:.0f} s ({error}). Run this where a Ray "
-                    "node runs, with the cluster's RAY_AUTH_MODE and RAY_AUTH_TOKEN, or give another --address"
+                    f"no Ray cluster answered at '{address}' within {timeout_s:.0f} s ({_in_one_line(error)}). Run "
+                    "this where a Ray node runs, with the cluster's RAY_AUTH_MODE and RAY_AUTH_TOKEN, or give "
+                    "another --address"
                 ) from error
             log.info("no Ray cluster at %s yet: %s", address, error)
         time.sleep(RETRY_S)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _is_there(name: str, namespace: str) -> bool:

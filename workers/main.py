@@ -17,6 +17,7 @@ from service.client import DEFAULT_URL
 from service.fsck_commands import fsck
 from service.keys_commands import keys_app
 from service.terminal import usage
+from workers.doctor import doctor
 from workers.reward_commands import reward_app
 from workers.weights_commands import weights_app
 
@@ -35,6 +36,7 @@ app.add_typer(reward_app)
 app.add_typer(weights_app)
 app.add_typer(keys_app)
 app.command()(fsck)
+app.command()(doctor)
 
 
 @app.command()
@@ -108,11 +110,11 @@ def pool(
 ) -> None:
     """Start the worker pool on a running Ray cluster, unless it is there; it goes on without this process."""
     from service.settings import Settings
-    from workers.cluster import ClusterUnreachable, ensure_pool
+    from workers.cluster import ClusterUnreachable, WrongRay, ensure_pool
 
     try:
         started = ensure_pool(Settings(), address, timeout_s)
-    except (ClusterUnreachable, ValueError) as error:
+    except (ClusterUnreachable, WrongRay, ValueError) as error:
         usage(str(error))
     typer.echo("The pool is started." if started else "The pool was there already.", err=True)
 

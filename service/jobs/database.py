@@ -161,6 +161,16 @@ class Database:
             yield tx
             tx.write_counts()
 
+    def look(self) -> tuple[str, str | None, float]:
+        """Tell the server's name and version, its schema (None: empty) and its time, without changing anything.
+
+        Raises `StoreUnavailable`.
+        """
+        with _outages_named(), self._engine.connect() as connection:
+            found = schema.found_revision(connection)
+            version = ".".join(str(part) for part in connection.dialect.server_version_info or ())
+            return f"{connection.dialect.name} {version}", found, self._clock(connection)
+
     @property
     def announces(self) -> bool:
         """Whether it can tell those who listen that something has happened."""
@@ -206,15 +216,20 @@ def _connect(url: sa.URL) -> sa.Engine:
         )
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
-    return sa.create_engine(
-        url,
-        json_serializer=_json,
-        pool_pre_ping=True,
-        pool_size=5,
-        max_overflow=15,
-        pool_timeout=10,
-        connect_args=_PATIENCE,
-    )
+    try:
+        return sa.create_engine(
+            url,
+            json_serializer=_json,
+            pool_pre_ping=True,
+            pool_size=5,
+            max_overflow=15,
+            pool_timeout=10,
+            connect_args=_PATIENCE,
+        )
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the database is PostgreSQL, whose driver is not installed ({error}); install dreamserve[postgres]"
+        ) from error
 
 
 def _connect_sqlite(url: sa.URL) -> sa.Engine:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from service.jobs.errors import StoreUnavailable
 from service.jobs.objects import CHUNK_BYTES, ObjectExists, ObjectInfo, ObjectMissing, StoredObject, describe
@@ -195,6 +195,23 @@ def _code(error: ClientError) -> str:
     return str(error.response["Error"].get("Code", ""))
 
 
+_ADVICE = {
+    "NoSuchBucket": "make it, or name another one in DREAMSERVE_OBJECTS_URL",
+    "AccessDenied": "may these credentials read, write, list and delete in this bucket, and is it the right one?",
+    "InvalidAccessKeyId": "AWS_ACCESS_KEY_ID is not known there",
+    "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY does not fit AWS_ACCESS_KEY_ID",
+    "RequestTimeTooSkewed": "set this machine's clock",
+}
+_NAMELESS = {"404": "NoSuchBucket", "403": "AccessDenied"}
+"""The answer to a HEAD has no body, so the code is the status."""
+
+
+def _advice(error: ClientError) -> str:
+    code = _code(error)
+    advice = _ADVICE.get(_NAMELESS.get(code, code))
+    return f"; {advice}" if advice else ""
+
+
 @contextmanager
 def _outages_named(bucket: str) -> Iterator[None]:
     """Turn whatever keeps the bucket from answering into `StoreUnavailable`: also a wrong key or name."""
@@ -202,7 +219,11 @@ def _outages_named(bucket: str) -> Iterator[None]:
         yield
     except ClientError as error:
         reason = error.response["Error"].get("Message") or f"HTTP {_status(error)}"
-        raise StoreUnavailable("objects", f"bucket {bucket}: {_code(error)}: {reason}") from error
+        told = f"bucket {bucket}: {_code(error)}: {reason}{_advice(error)}"
+        raise StoreUnavailable("objects", told) from error
+    except NoCredentialsError as error:
+        told = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role"
+        raise StoreUnavailable("objects", f"bucket {bucket}: no credentials; {told}") from error
     except BotoCoreError as error:
         raise StoreUnavailable("objects", f"bucket {bucket}: {error}") from error
     except OSError as error:

@@ -19,7 +19,7 @@ from service.jobs.errors import UnusableDatabase
 if TYPE_CHECKING:
     from alembic.config import Config
 
-__all__ = ["MIGRATIONS", "alembic_config", "head", "is_current", "upgrade"]
+__all__ = ["MIGRATIONS", "alembic_config", "found_revision", "head", "is_current", "upgrade"]
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _ALEMBIC: Final = threading.Lock()
@@ -39,8 +39,8 @@ def is_current(engine: sa.Engine) -> bool:
     return False
 
 
-def upgrade(connection: sa.Connection) -> None:
-    """Bring a database to the newest schema, in the transaction of this connection.
+def found_revision(connection: sa.Connection) -> str | None:
+    """Read which schema a database has; None for an empty one.
 
     Raises `UnusableDatabase` when it was made by a release that had no migrations, or by a newer one.
     """
@@ -52,13 +52,20 @@ def upgrade(connection: sa.Connection) -> None:
                 "to date; let its jobs end with that release, then name an empty database (DREAMSERVE_DATABASE_URL) "
                 "or another data folder"
             )
-    elif (found := _revision(connection)) == head():
-        return
-    elif found is not None and found not in _revisions():
+        return None
+    found = _revision(connection)
+    if found is not None and found not in _revisions():
         raise UnusableDatabase(
             f"the database has the schema {found} of a newer release, and this one knows up to {head()}; "
             "run the newer release"
         )
+    return found
+
+
+def upgrade(connection: sa.Connection) -> None:
+    """Bring a database to the newest schema, in the transaction of this connection; raises `UnusableDatabase`."""
+    if found_revision(connection) == head():
+        return
     from alembic import command
 
     config = alembic_config()

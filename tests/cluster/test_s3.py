@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from service.doctor import check_objects
 from service.jobs.objects import ObjectExists, open_object_store
+from service.settings import Settings
 from tests.cluster.seaweed import BUCKET, needed, running_seaweed, s3_client
 
 if TYPE_CHECKING:
@@ -75,3 +77,20 @@ def test_a_conditional_put_on_an_existing_object_is_refused(
     with pytest.raises(ObjectExists):
         objects.put("jobs/a/1/mesh.glb", b"second", content_type="model/gltf-binary", create_once=True)
     assert objects.get("jobs/a/1/mesh.glb") == b"first"
+
+
+def test_the_doctor_tells_a_bucket_that_is_there_from_one_that_is_not(
+    seaweed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in seaweed.items():
+        monkeypatch.setenv(name, value)
+    assert check_objects(Settings(objects_url=f"s3://{BUCKET}/doctor")).status == "ok"
+    assert "Contents" not in s3_client(seaweed).list_objects_v2(Bucket=BUCKET, Prefix="doctor/")
+    wrong = check_objects(Settings(objects_url="s3://mesh/doctor"))
+    assert wrong.status == "fail"
+    assert "bucket mesh: 404" in wrong.found
+    assert "make it, or name another one in DREAMSERVE_OBJECTS_URL" in wrong.found
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    stranger = check_objects(Settings(objects_url=f"s3://{BUCKET}/doctor"))
+    assert stranger.status == "fail"
+    assert "may these credentials read" in stranger.found
