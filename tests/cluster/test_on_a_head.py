@@ -144,9 +144,13 @@ class Head:
         wait_for(lambda: httpx.get(url, headers=headers, timeout=30).is_success)
         httpx.put(url, json=config, headers=headers, timeout=60).raise_for_status()
 
-    def dreamserve(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line in the head's pod."""
-        command = [sys.executable, "-m", "workers.main", *arguments]
+    def dreamserve(self, *arguments: str, ray_version: str = "") -> subprocess.CompletedProcess[str]:
+        """Run the command line in the head's pod, perhaps of an image with another Ray."""
+        program = ["-m", "workers.main"]
+        if ray_version:
+            other = f"import ray; ray.__version__ = {ray_version!r}; import workers.main; workers.main.main()"
+            program = ["-c", other]
+        command = [sys.executable, *program, *arguments]
         return subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE_S
         )
@@ -201,6 +205,7 @@ def test_a_head_gets_frontend_and_pool_and_prometheus_sees_all_that_is_shown(
     assert (first.returncode, first.stderr.splitlines()[-1]) == (0, "The pool is started.")
     again = head.dreamserve("pool", "--address", f"127.0.0.1:{head.gcs}")
     assert (again.returncode, again.stderr.splitlines()[-1]) == (0, "The pool was there already.")
+    _doctor_knows(head, url)
 
     key = head.dreamserve("keys", "create", "--name", "first").stdout.strip()
     wait_for(lambda: values(prometheus, "dreamserve_jobs_submitted_total") == [0])
@@ -218,6 +223,20 @@ def test_a_head_gets_frontend_and_pool_and_prometheus_sees_all_that_is_shown(
     here = {name for name in wanted if not name.startswith(NOT_HERE)} - set(LABELED_EVENTS)
     assert len(here) > 40
     wait_for(lambda: _all_are_there(here, prometheus))
+
+
+def _doctor_knows(head: Head, url: str) -> None:
+    cluster = ("--address", f"127.0.0.1:{head.gcs}")
+    sound = head.dreamserve("doctor", "--json", "--url", url, *cluster)
+    checks = {one["name"]: one for one in json.loads(sound.stdout)["checks"]}
+    assert sound.returncode == 0, checks
+    assert {one["status"] for one in checks.values()} == {"ok"}
+    assert "1 node(s), 4 CPUs, 0 GPUs; the pool runs" in checks["ray"]["found"]
+    wrong = head.dreamserve("doctor", *cluster, ray_version="2.59.0")
+    assert wrong.returncode == 1
+    told = next(line for line in wrong.stdout.splitlines() if line.startswith("fail    ray"))
+    assert "The cluster was started with: Ray: 2.60.0" in told
+    assert "was started with: Ray: 2.59.0" in told
 
 
 def _has_succeeded(job: dict[str, Any]) -> bool:
