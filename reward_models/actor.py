@@ -1,7 +1,8 @@
 """One reward network for all workers of a machine: a Ray actor that batches over scenes and workers.
 
 `RewardActor` holds the network and a `MicroBatcher` (Ray runs its coroutines), `RemoteReward` is what a worker
-holds. An autograd graph does not cross processes, so the actor answers with the scores *and* d score / d image.
+holds. Pictures travel by a `SharedBuffer` where both are on one machine, else as Ray's objects. An autograd graph does
+not cross processes, so the actor answers with the scores *and* d score / d image.
 Float64 images travel and are answered in float64; all others in at most float32, and are answered in float32.
 """
 
@@ -15,11 +16,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reward_models.batching import Answer, Array, Call, DeadlinePassed, MicroBatcher, Precision, RewardBusy
+from reward_models.batching import Answer, Call, DeadlinePassed, MicroBatcher, Precision, RewardBusy
+from reward_models.shared_buffer import CAN_SHARE, Array, Elsewhere, Place, SharedBuffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import Tensor
 
     from reward_models.contracts import RewardCard, RewardModel
@@ -117,20 +120,29 @@ class RewardActor:
 
     async def score(
         self,
-        images: Array,
+        images: Array | Place,
         prompts: list[str],
         wants_gradient: Array,
         num_scenes: int,
         caller: str,
         timeout_s: float,
     ) -> Answer:
+        """Answer as `MicroBatcher.score` does; the gradient for images at a `Place` is left there, and not sent.
+
+        Raises `Elsewhere` where that is no place of this machine.
+        """
+        into = None
+        if isinstance(images, Place):
+            images, into = images.arrays(images.open())
         try:
-            answer = await self._batcher.score(images, prompts, wants_gradient, num_scenes, caller, timeout_s)
+            values, gradient = await self._batcher.score(
+                images, prompts, wants_gradient, num_scenes, caller, timeout_s, gradient_into=into
+            )
         except BaseException as error:
             self._meters.count(_OUTCOMES.get(type(error), "failed"), self._batcher.num_waiting)
             raise
         self._meters.count("answered", self._batcher.num_waiting)
-        return answer
+        return values, gradient if into is None else None
 
     async def card(self) -> RewardCard:
         return self._model.card
@@ -182,11 +194,18 @@ class RemoteReward:
     it is ready; then `RewardUnavailable` is raised.
     """
 
-    def __init__(self, handle: Any, card: RewardCard, caller: str, timeout_s: float = 60.0) -> None:
-        """`timeout_s` bounds each try; what did not begin by then is not computed any more."""
+    def __init__(
+        self, handle: Any, card: RewardCard, caller: str, timeout_s: float = 60.0, *, shares: bool = CAN_SHARE
+    ) -> None:
+        """`timeout_s` bounds each try; what did not begin by then is not computed any more.
+
+        Unless it `shares` its memory, or once the actor proves to be on another machine, pictures are sent.
+        """
         self._handle = handle
         self._caller = caller
         self._timeout_s = timeout_s
+        self._shares = shares
+        self._buffers: list[SharedBuffer] = []
         self.card = card
 
     def score_batch(
@@ -196,27 +215,13 @@ class RemoteReward:
 
         In float64 for float64 images, else in float32: a gradient of 16 bits would vanish on its way.
         """
-        import torch
-
-        values, gradient = self._ask(pack(images), prompts, wants_gradient.cpu().numpy(), num_scenes)
-        # Arrays from Ray's object store are read-only, and shared: copy.
-        values_GV = torch.from_numpy(values.copy()).to(images.device)
-        if gradient is None:
-            return values_GV, torch.zeros_like(images, dtype=values_GV.dtype)
-        return values_GV, torch.from_numpy(gradient.copy()).to(images.device)
-
-    def _ask(self, *message: Any) -> Answer:
-        import ray
         from ray.exceptions import GetTimeoutError, RayActorError
 
+        message = (prompts, wants_gradient.cpu().numpy(), num_scenes)
         for delay_s in (*RETRY_DELAYS_S, None):
-            reference = self._handle.score.remote(*message, self._caller, self._timeout_s)
             try:
-                answer: Answer = ray.get(reference, timeout=self._timeout_s)
-                return answer
+                return self._try(images.detach(), *message)
             except (RayActorError, GetTimeoutError, DeadlinePassed, RewardBusy) as error:
-                if isinstance(error, GetTimeoutError):
-                    ray.cancel(reference)  # nobody waits for it any more
                 if delay_s is None:
                     raise RewardUnavailable(
                         f"The shared reward '{self.card.name}' did not answer, also not after "
@@ -227,6 +232,63 @@ class RemoteReward:
             with contextlib.suppress(RayActorError, GetTimeoutError):
                 ready_card(self._handle, RESTART_S)
         raise AssertionError("unreachable")
+
+    def _try(
+        self, images: Tensor, prompts: list[str], wants_gradient: Array, num_scenes: int
+    ) -> tuple[Tensor, Tensor]:
+        import torch
+
+        message = (prompts, wants_gradient, num_scenes)
+        try:
+            values, gradient = self._lend(images, *message) if self._shares else self._send(images, *message)
+        except Elsewhere:
+            self._shares = False
+            values, gradient = self._send(images, *message)
+        values_GV = torch.from_numpy(values.copy()).to(images.device)  # Ray's arrays are read-only
+        if gradient is None:
+            gradient = values_GV.new_zeros(()).expand(images.shape)
+        return values_GV, gradient
+
+    def _send(
+        self, images: Tensor, prompts: list[str], wants_gradient: Array, num_scenes: int
+    ) -> tuple[Array, Tensor | None]:
+        """Ask by messages, which hold the pictures and the gradient."""
+        import torch
+
+        values, gradient = self._ask(pack(images), prompts, wants_gradient, num_scenes)
+        if gradient is None:
+            return values, None
+        return values, torch.from_numpy(gradient.copy()).to(images.device)
+
+    def _lend(
+        self, images: Tensor, prompts: list[str], wants_gradient: Array, num_scenes: int
+    ) -> tuple[Array, Tensor | None]:
+        """Ask by memory that an actor on this machine sees too; raises `Elsewhere` where it is on another."""
+        import torch
+
+        dtype = str(travel_dtype(images)).removeprefix("torch.")
+        buffer = self._buffers.pop() if self._buffers else SharedBuffer()
+        place = buffer.place(images.shape, dtype)
+        pixels, gradient = place.arrays(buffer.memory)
+        torch.from_numpy(pixels).copy_(images)
+        values, _ = self._ask(place, prompts, wants_gradient, num_scenes)
+        wanted = bool(wants_gradient.any())
+        answer = torch.from_numpy(gradient).to(images.device, copy=True) if wanted else None
+        # Not where there was no answer: it may still come, and be written there.
+        self._buffers.append(buffer)
+        return values, answer
+
+    def _ask(self, *message: Any) -> Answer:
+        import ray
+        from ray.exceptions import GetTimeoutError
+
+        reference = self._handle.score.remote(*message, self._caller, self._timeout_s)
+        try:
+            answer: Answer = ray.get(reference, timeout=self._timeout_s)
+            return answer
+        except GetTimeoutError:
+            ray.cancel(reference)  # nobody waits for it any more
+            raise
 
 
 def ready_card(handle: Any, timeout_s: float = math.inf) -> RewardCard:
@@ -249,13 +311,17 @@ def ready_card(handle: Any, timeout_s: float = math.inf) -> RewardCard:
         time.sleep(READY_POLL_S)
 
 
-def pack(images: Tensor) -> Array:
-    """Turn images into an array for the way, with every digit they have.
+def travel_dtype(images: Tensor) -> torch.dtype:
+    """Tell in which type images travel: with every digit they have.
 
     Float16 stays, as half the bytes; bfloat16, which NumPy does not know, becomes float32.
     """
     import torch
 
-    dtype = torch.float32 if images.dtype is torch.bfloat16 else images.dtype
-    array: Array = images.detach().to(dtype).cpu().numpy()
+    return torch.float32 if images.dtype is torch.bfloat16 else images.dtype
+
+
+def pack(images: Tensor) -> Array:
+    """Turn images into an array for the way to another machine."""
+    array: Array = images.detach().to(travel_dtype(images)).cpu().numpy()
     return array

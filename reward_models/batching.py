@@ -15,11 +15,13 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch import Tensor
+
     from reward_models.contracts import RewardModel
+    from reward_models.shared_buffer import Array
 
-__all__ = ["Answer", "Array", "Call", "DeadlinePassed", "MicroBatcher", "Precision", "RewardBusy"]
+__all__ = ["Answer", "Call", "DeadlinePassed", "MicroBatcher", "Precision", "RewardBusy"]
 
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Answer: TypeAlias = "tuple[Array, Array | None]"
 """Values (G, V) or (G, 1), and their gradient (G, V, 3, H, W) unless nobody wanted one."""
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -63,6 +65,7 @@ class _Request:
     asked_at: float
     deadline: float
     answer: asyncio.Future[Answer]
+    gradient_into: Array | None
 
     def fits(self, other: _Request) -> bool:
         return self.images.shape[1:] == other.images.shape[1:] and self.images.dtype == other.images.dtype
@@ -161,11 +164,14 @@ class MicroBatcher:
         num_scenes: int,
         caller: str,
         timeout_s: float = math.inf,
+        *,
+        gradient_into: Array | None = None,
     ) -> Answer:
         """Score (G, V, 3, H, W) images in [0, 1]: values, and their gradient unless no row wants one.
 
         Float64 images are answered in float64, all others in float32. `num_scenes` says how many scenes the rows
-        belong to, `caller` which worker asks. Raises `RewardBusy` when too many requests wait, `DeadlinePassed`
+        belong to, `caller` which worker asks; the gradient is written to `gradient_into`, which may lie where the
+        images do, if that is given. Raises `RewardBusy` when too many requests wait, `DeadlinePassed`
         when this one was not begun within `timeout_s`, and whatever the network raises for these rows.
         """
         if len(self._waiting) >= self._max_waiting:
@@ -182,7 +188,9 @@ class MicroBatcher:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         deadline = now + timeout_s
         self._waiting.append(
-            _Request(images, prompts, wants_gradient, num_scenes, caller, now, deadline, answer)
+            _Request(
+                images, prompts, wants_gradient, num_scenes, caller, now, deadline, answer, gradient_into
+            )
         )
         self._arrival.set()
         return await answer
@@ -315,8 +323,9 @@ class MicroBatcher:
             del self._callers[name]
 
     def _run(self, batch: list[_Request]) -> list[Answer]:
-        values, gradients = self._compute(
-            np.concatenate([request.images for request in batch]),  # a copy: Ray's arrays are read-only
+        """Ask the network, in this thread."""
+        values, gradient = self._compute(
+            _joined([request.images for request in batch]),
             [prompt for request in batch for prompt in request.prompts],
             np.concatenate([request.wants_gradient for request in batch]),
         )
@@ -324,13 +333,12 @@ class MicroBatcher:
         row = 0
         for request in batch:
             rows = slice(row, row := row + len(request.images))
-            parts = values[rows], gradients[rows] if request.wants_gradient.any() else None
-            # Copies, where there are others: a view would send the whole batch to each caller.
-            answers.append(parts if len(batch) == 1 else (parts[0].copy(), _copied(parts[1])))
+            wanted = request.wants_gradient.any()
+            answers.append((values[rows], _handed_over(gradient[rows], request) if wanted else None))
         return answers
 
-    def _compute(self, images: Array, prompts: list[str], wants_gradient: Array) -> tuple[Array, Array]:
-        """Ask the network, in this thread."""
+    def _compute(self, images: Array, prompts: list[str], wants_gradient: Array) -> tuple[Array, Tensor]:
+        """The values, and their gradient where the network has left it."""
         import torch  # here, so that whoever only starts an actor need not have it
 
         pixels = torch.from_numpy(images)
@@ -340,10 +348,21 @@ class MicroBatcher:
         with contextlib.ExitStack() as stack:
             if self._precision != "float32":
                 stack.enter_context(torch.autocast(pixels.device.type, getattr(torch, self._precision)))
-            answer = self._model.score_batch(pixels, prompts, wants)
-        values, gradient = (one.to(pixels.dtype).cpu().numpy() for one in answer)
-        return values, gradient
+            values, gradient = self._model.score_batch(pixels, prompts, wants)
+        return values.to(pixels.dtype).cpu().numpy(), gradient.to(pixels.dtype)
 
 
-def _copied(array: Array | None) -> Array | None:
-    return None if array is None else array.copy()
+def _joined(images: list[Array]) -> Array:
+    """All rows in one array, which torch may have: those that Ray hands out are read-only, and are copied."""
+    return images[0] if len(images) == 1 and images[0].flags.writeable else np.concatenate(images)
+
+
+def _handed_over(gradient: Tensor, request: _Request) -> Array:
+    """Copy the gradient to where it is wanted, if that is said."""
+    import torch
+
+    if request.gradient_into is None:
+        answer: Array = gradient.cpu().numpy()
+        return answer
+    torch.from_numpy(request.gradient_into).copy_(gradient)
+    return request.gradient_into

@@ -3,7 +3,9 @@
 Run `python -m tests.bench.reward_actor`; it starts a private Ray for half a minute. Measurements are taken in turns:
 `reward_round_trip_ms`: a float32 batch of 4 × 256 × 256 × 3 to an actor, its scores and their gradient back, p50;
 `reward_round_trip_over_model_ms`: the same above the p50 of the network alone, in this process; aim ≤ 10;
-`reward_round_trip_over_echo`: the same ÷ that of a plain actor which sends the batch back, Ray's own share;
+`reward_round_trip_over_echo`: the same ÷ that of a plain actor which sends the batch back, Ray's own share; aim ≤ 1.15;
+`reward_round_trip_score_…`: those three for scores without a gradient;
+`reward_round_trip_sent_…`: those three, with the gradient, for an actor on another machine, to which pictures are sent;
 `reward_calls_per_s_N`: scores by the shipped reward for N callers who ask as fast as they get answers;
 `reward_batched_over_unbatched_N`: the same ÷ that of an actor which takes one request at a time; aim ≥ 1.5 at 8.
 """
@@ -78,27 +80,31 @@ def round_trip() -> dict[str, float]:
     """Ask a network that costs nothing, here and in an actor, and a plain actor, in turns."""
     import ray
 
-    network, remote = Mean(), start(Mean)
+    network, lent = Mean(), start(Mean)
+    sent = RemoteReward(lent._handle, lent.card, "bench", shares=False)
     plain: Any = ray.remote(Echo).options(num_cpus=0.1).remote()
-    images, wants = torch.rand(1, 4, 3, 256, 256), torch.tensor([True])
+    images = torch.rand(1, 4, 3, 256, 256)
 
-    def there() -> None:
-        remote.score_batch(images, ["a red cube"], wants)
-
-    def here() -> None:
-        network.score_batch(images, ["a red cube"], wants)
+    def asks(model: RewardModel, *, gradient: bool) -> Callable[[], None]:
+        wants = torch.tensor([gradient])
+        return lambda: model.score_batch(images, ["a red cube"], wants) and None
 
     def echo() -> None:
         torch.from_numpy(ray.get(plain.echo.remote(images.numpy())).copy())
 
-    for body in (bodies := (there, here, echo)):
+    ways = {"": (lent, network, True), "score_": (lent, network, False), "sent_": (sent, network, True)}
+    bodies = [asks(model, gradient=wanted) for *pair, wanted in ways.values() for model in pair]
+    for body in (*bodies, echo):
         body()
-    there_s, here_s, echo_s = medians(*bodies, num_rounds=ROUND_TRIPS)
-    return {
-        "reward_round_trip_ms": 1000 * there_s,
-        "reward_round_trip_over_model_ms": 1000 * (there_s - here_s),
-        "reward_round_trip_over_echo": there_s / echo_s,
-    }
+    *times, echo_s = medians(*bodies, echo, num_rounds=ROUND_TRIPS)
+    found = {}
+    for way, there_s, here_s in zip(ways, times[::2], times[1::2], strict=True):
+        found |= {
+            f"reward_round_trip_{way}ms": 1000 * there_s,
+            f"reward_round_trip_{way}over_model_ms": 1000 * (there_s - here_s),
+            f"reward_round_trip_{way}over_echo": there_s / echo_s,
+        }
+    return found
 
 
 def calls_per_s(remote: RemoteReward, num_callers: int) -> float:

@@ -18,6 +18,7 @@ import torch
 
 from reward_models.actor import RemoteReward, RewardActor, RewardOptions, ready_card
 from reward_models.contracts import RewardModel, score_and_gradient
+from reward_models.shared_buffer import SharedBuffer
 from service.jobs.admission import admit
 from service.jobs.objects import open_object_store
 from service.jobs.store import JobStore
@@ -56,31 +57,45 @@ class Slow(Float64):
         return super().score_batch(images, prompts, wants)
 
 
-def gradients_differ_by() -> dict[str, float]:
-    """Ask one reward here and in an actor, in float64; the largest differences."""
+def gradients_differ_by() -> dict[str, Any]:
+    """Ask one reward here and in an actor, in float64, by each way for the pictures; the largest differences."""
     import ray
 
     def load() -> RewardModel:
         return Float64(load_reward(REWARD))
 
     handle: Any = ray.remote(RewardActor).options(num_cpus=0.1).remote(load, RewardOptions())
-    remote = RemoteReward(handle, ready_card(handle), "program")
+    card = ready_card(handle)
+    lends, sends, stranger = (
+        RemoteReward(handle, card, "program", shares=shares) for shares in (True, False, True)
+    )
+    foreign = SharedBuffer()
+    foreign._name = "of-another-machine"  # as if this process were there
+    stranger._buffers.append(foreign)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 4, 3, 32, 32, generator=generator, dtype=torch.float64)
     prompts, wants = ["a red cube", "a green egg", "a chair"], torch.tensor([True, False, True])
-    here, there = (one.score_batch(images, prompts, wants) for one in (load(), remote))
-    assert there[1].dtype == torch.float64
+    here = load().score_batch(images, prompts, wants)
+    seen: dict[str, Any] = {"largest_gradient": float(here[1].abs().max())}
+    for name, remote in (("lends", lends), ("sends", sends), ("stranger", stranger)):
+        there = remote.score_batch(images, prompts, wants)
+        assert there[1].dtype == torch.float64
+        seen[name] = {
+            "values": float((here[0] - there[0]).abs().max()),
+            "gradient": float((here[1] - there[1]).abs().max()),
+            "shares": remote._shares,
+        }
     ray.kill(handle)
-    return {
-        "values": float((here[0] - there[0]).abs().max()),
-        "gradient": float((here[1] - there[1]).abs().max()),
-        "largest_gradient": float(here[1].abs().max()),
-    }
+    return seen
 
 
 def canceled_and_late() -> dict[str, Any]:
-    """Give one request up and let another's deadline pass while a third is computed; the actor's counts."""
+    """Give one request up and let another's deadline pass while a third is computed; the actor's counts.
+
+    And the buffers of a caller who gave up: its answer may still be written there.
+    """
     import ray
+    from ray.exceptions import GetTimeoutError
 
     actor = ray.remote(RewardActor).options(num_cpus=0.1, max_concurrency=10)
     handle: Any = actor.remote(lambda: Slow(load_reward(REWARD)), RewardOptions())
@@ -99,8 +114,13 @@ def canceled_and_late() -> dict[str, Any]:
     except TimeoutError as error:
         told = str(error)
     stats: dict[str, Any] = ray.get(handle.stats.remote())
+    hasty = RemoteReward(handle, ready_card(handle), "d", timeout_s=0.1)
+    try:
+        hasty._try(torch.from_numpy(images), *message[1:])
+    except GetTimeoutError:
+        buffers = len(hasty._buffers)
     ray.kill(handle)
-    return {"late": told, "calls": stats["calls"], "dropped": stats["dropped"]}
+    return {"late": told, "calls": stats["calls"], "dropped": stats["dropped"], "buffers": buffers}
 
 
 class Recorded(RemoteReward):

@@ -32,15 +32,20 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return answer
 
 
-def test_the_gradient_through_an_actor_is_that_of_this_process(seen: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("way", "shares"), [("lends", True), ("sends", False), ("stranger", False)])
+def test_the_gradient_through_an_actor_is_that_of_this_process(
+    seen: dict[str, Any], way: str, shares: bool
+) -> None:
     assert seen["float64"]["largest_gradient"] > 1e-3
-    assert seen["float64"]["gradient"] <= 1e-12
-    assert seen["float64"]["values"] <= 1e-12
+    assert seen["float64"][way]["gradient"] <= 1e-12
+    assert seen["float64"][way]["values"] <= 1e-12
+    assert seen["float64"][way]["shares"] is shares, "who does not see the memory is sent the pictures"
 
 
 def test_a_request_that_was_given_up_or_is_late_is_never_computed(seen: dict[str, Any]) -> None:
     assert "longer than its deadline allows" in seen["dropped"]["late"]
     assert (seen["dropped"]["calls"], seen["dropped"]["dropped"]) == (1, 2)
+    assert seen["dropped"]["buffers"] == 0, "memory in which an answer may still be written is not used again"
 
 
 def test_a_job_outlives_its_reward_actor_and_goes_on_as_if_nothing_had_happened(seen: dict[str, Any]) -> None:

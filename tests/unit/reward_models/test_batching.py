@@ -98,6 +98,23 @@ def test_requests_that_arrive_during_a_call_share_the_next_one_and_get_their_own
         np.testing.assert_allclose(answers[seed][1], gradient.numpy(), rtol=1e-6)
 
 
+def test_gradients_are_written_to_where_the_images_were_of_one_request_or_of_several() -> None:
+    async def scenario(num_requests: int) -> None:
+        batcher = MicroBatcher(Redness())
+        images = [pictures(2, seed) for seed in range(num_requests)]
+        given = [one.copy() for one in images]
+        ask = [batcher.score(one, ["xx"] * 2, flags(True, True), 1, "w", gradient_into=one) for one in images]
+        for (_, gradient), one, before in zip(await asyncio.gather(*ask), images, given, strict=True):
+            assert gradient is one
+            expected = Redness().score_batch(torch.from_numpy(before), ["xx"] * 2, torch.tensor([True] * 2))[
+                1
+            ]
+            np.testing.assert_allclose(one, expected.numpy(), rtol=1e-6)
+
+    for num_requests in (1, 3):
+        asyncio.run(scenario(num_requests))
+
+
 def test_only_the_guilty_request_gets_the_exception() -> None:
     reward = Redness()
 
