@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from service.http import (
 )
 from service.http.auth import authenticate, describe_security
 from service.http.errors import ProblemDocument, install_problem_handlers, problems, store_down
+from service.http.group_commit import GroupCommit
 from service.http.rates import RateLimit
 from service.http.requests import Objects, RequestId, ServiceSettings, Store
 from service.jobs.batch_input import BatchRequest
@@ -74,6 +76,7 @@ def build_api(store: JobStore, objects: ObjectStore, settings: Settings) -> Fast
         ),
     )
     api.state.store, api.state.objects, api.state.settings = store, objects, settings
+    api.state.submissions = GroupCommit(partial(jobs.submit_posts, store, settings))
     api.state.open_streams = 0
     api.state.rates = RateLimit(settings.rate_limit_per_s)
     api.add_middleware(RequestId)

@@ -7,24 +7,31 @@ import hashlib
 import json
 import re
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import invalid, problems, unknown
-from service.http.requests import JobId, ServiceSettings, Store, read_json
+from service.http.group_commit import GroupCommit
+from service.http.requests import JobId, Store, read_json
 from service.jobs.admission import admit
+from service.jobs.errors import Refused
 from service.jobs.spec import METHOD_NAMES
 from service.jobs.states import FINAL, JobState
+from service.jobs.submission import Submission
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.jobs.capabilities import Capabilities
+    from service.jobs.documents import Document
     from service.jobs.store import JobStore
     from service.settings import Settings
 
-__all__ = ["JOB_ANSWER", "REQUEST_BODY", "IdempotencyKey", "hash_body", "router"]
+__all__ = ["JOB_ANSWER", "REQUEST_BODY", "IdempotencyKey", "Post", "hash_body", "router", "submit_posts"]
 
 router = APIRouter(tags=["jobs"])
 
@@ -59,19 +66,34 @@ SUBMIT_ANSWERS: Final = {
 }
 
 
+class Post(NamedTuple):
+    """A request for a job, not yet looked into."""
+
+    body: Any
+    owner: str
+    idempotency_key: str | None
+
+
+async def _submissions(request: Request) -> GroupCommit[Post, dict[str, Any]]:
+    submissions: GroupCommit[Post, dict[str, Any]] = request.app.state.submissions
+    return submissions
+
+
+Submissions: TypeAlias = Annotated[GroupCommit[Post, dict[str, Any]], Depends(_submissions)]
+
+
 @router.post("/generate", status_code=202, openapi_extra=REQUEST_BODY, responses=SUBMIT_ANSWERS)
 @router.post("/v1/jobs", status_code=202, openapi_extra=REQUEST_BODY, responses=SUBMIT_ANSWERS)
 async def submit(
     request: Request,
     store: Store,
-    settings: ServiceSettings,
+    submissions: Submissions,
     caller: Identity,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
     """Submit one job; `{"prompt": "…"}` alone is enough. A job answered 202 is never lost."""
-    body = await read_json(request)
-    job = await run_in_threadpool(_submit, store, settings, caller.owner, body, idempotency_key)
+    job = await submissions(Post(await read_json(request), caller.owner, idempotency_key))
     wait_s = _preferred_wait_s(prefer)
     headers = {"Location": f"/v1/jobs/{job['id']}"}
     if wait_s is not None:
@@ -124,24 +146,37 @@ def list_artifacts(job_id: JobId, store: Store, caller: Identity) -> dict[str, A
     return {"items": store.artifacts(job_id, caller.owner), "next_cursor": None}
 
 
-def _submit(
-    store: JobStore, settings: Settings, owner: str, body: Any, idempotency_key: str | None
-) -> dict[str, Any]:
-    body_hash = None
-    if idempotency_key is not None:
-        # First, since a repeated request gets its first answer even if workers have changed what they can do.
-        body_hash = hash_body(body)
-        if known := store.submitted_before(idempotency_key, body_hash, owner):
-            return known
-    admitted = admit(body, store.capabilities(), settings)
-    job, _ = store.submit(
-        admitted.spec,
-        owner=owner,
-        idempotency_key=idempotency_key,
-        body_hash=body_hash,
-        warnings=admitted.warnings,
-    )
-    return job
+def submit_posts(store: JobStore, settings: Settings, posts: Sequence[Post]) -> list[Document | Exception]:
+    """Queue the jobs that some requests ask for in one transaction; the job of each, or why it has none."""
+    capabilities = store.capabilities()
+    admitted = [_admitted(store, settings, capabilities, post) for post in posts]
+    answers = iter(store.submit_together([one for one in admitted if isinstance(one, Submission)]))
+    jobs: list[Document | Exception] = []
+    for one in admitted:
+        answer = next(answers) if isinstance(one, Submission) else one
+        jobs.append(answer[0] if isinstance(answer, tuple) else answer)
+    return jobs
+
+
+def _admitted(
+    store: JobStore, settings: Settings, capabilities: Capabilities | None, post: Post
+) -> Submission | Document | Exception:
+    """Read one request: what to submit, or why not; or the job that it has made before."""
+    try:
+        body_hash = None if post.idempotency_key is None else hash_body(post.body)
+        try:
+            spec, warnings = admit(post.body, capabilities, settings)
+        except Refused:
+            # A repeated request gets its first answer even if workers have changed what they can do.
+            if post.idempotency_key is not None and body_hash is not None:
+                known = store.submitted_before(post.idempotency_key, body_hash, post.owner)
+                if known is not None:
+                    return known
+            raise
+        return Submission(spec, post.owner, post.idempotency_key, body_hash, warnings)
+    except Exception as error:
+        # Whatever it is, it is this request's alone.
+        return error
 
 
 def hash_body(body: Any) -> str:

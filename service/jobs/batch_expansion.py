@@ -19,10 +19,10 @@ from service.jobs.batch_items import LIVE, ItemState, num_live
 from service.jobs.batch_progress import OPEN, BatchState, settle, tell
 from service.jobs.errors import QuotaExceeded
 from service.jobs.fleet import pace
-from service.jobs.shares import check_quotas
+from service.jobs.quotas import Allowance
 from service.jobs.spec import JobSpec
 from service.jobs.states import JobState
-from service.jobs.submission import insert_job
+from service.jobs.submission import NewJob, insert_jobs
 from service.jobs.transitions import ask_to_end
 
 if TYPE_CHECKING:
@@ -154,10 +154,10 @@ def _expand(tx: Transaction, row: Row, room: _Room) -> int:
         .order_by(columns.number)
         .limit(room.left(row, num_live(tx, row.id)))
     ).all()
-    made = 0
+    made, quotas = 0, Allowance(tx)
     for item in items:
         try:
-            check_quotas(tx, row.owner)
+            quotas.take(row.owner)
         except QuotaExceeded:
             break
         made += 1
@@ -182,15 +182,9 @@ def _make(tx: Transaction, row: Row, item: Row) -> dict[str, object]:
             "code": "internal",
         }
         return {"state": ItemState.INVALID.value, "problems": [problem]}
-    job_id = insert_job(
-        tx,
-        spec,
-        item.warnings,
-        owner=row.owner,
-        job_id=child_id(row.id, row.created_at, item.number, item.tries),
-        retry_of=item.job_id,
-        child_of=(row.id, item.number),
-    )
+    job_id = child_id(row.id, row.created_at, item.number, item.tries)
+    job = NewJob(job_id, spec, row.owner, item.warnings, item.job_id, (row.id, item.number))
+    insert_jobs(tx, [job])
     return {"state": ItemState.QUEUED.value, "job_id": job_id, "tries": item.tries + 1}
 
 

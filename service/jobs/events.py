@@ -11,9 +11,11 @@ from service.jobs import outbox, tables
 from service.jobs.documents import rfc3339
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from service.jobs.database import Transaction
 
-__all__ = ["Event", "EventType", "append", "progress_is_due", "read", "read_log"]
+__all__ = ["Event", "EventType", "append", "begin", "progress_is_due", "read", "read_log"]
 
 
 class EventType(StrEnum):
@@ -51,6 +53,21 @@ _PROGRESS_EVERY_SHARE = 0.025
 afterwards, keeps the sequence free of gaps."""
 
 
+def begin(
+    tx: Transaction, jobs: Sequence[tuple[str, str, Sequence[tuple[EventType, dict[str, Any]]]]]
+) -> None:
+    """Write the first events of new jobs, and the webhooks that tell them.
+
+    `jobs`: the owner and the id of each, and its events, whose number is its row's `last_event`.
+    """
+    told = [
+        (owner, job_id, Event(id=number, type=type_.value, at=rfc3339(tx.now), data=data))
+        for owner, job_id, log in jobs
+        for number, (type_, data) in enumerate(log, 1)
+    ]
+    _write(tx, told)
+
+
 def append(tx: Transaction, job_id: str, type_: EventType, data: dict[str, Any]) -> None:
     """Write the next event of a job, and the webhooks that tell it; the number comes from its row, which this locks."""
     jobs = tables.jobs
@@ -60,10 +77,17 @@ def append(tx: Transaction, job_id: str, type_: EventType, data: dict[str, Any])
         .values(last_event=jobs.c.last_event + 1)
         .returning(jobs.c.last_event, jobs.c.owner)
     ).one()
-    tx.execute(
-        sa.insert(tables.events).values(job_id=job_id, number=number, type=type_.value, at=tx.now, data=data)
-    )
-    outbox.tell_job(tx, owner, job_id, Event(id=number, type=type_.value, at=rfc3339(tx.now), data=data))
+    _write(tx, [(owner, job_id, Event(id=number, type=type_.value, at=rfc3339(tx.now), data=data))])
+
+
+def _write(tx: Transaction, told: Sequence[tuple[str, str, Event]]) -> None:
+    """Write events, each with the owner and the id of its job."""
+    rows = [
+        {"job_id": job_id, "number": event["id"], "type": event["type"], "at": tx.now, "data": event["data"]}
+        for _, job_id, event in told
+    ]
+    tx.execute(sa.insert(tables.events), rows)
+    outbox.tell_jobs(tx, told)
 
 
 def progress_is_due(now: float, started_at: float, last_at: float | None, written: int) -> bool:

@@ -19,11 +19,13 @@ from service.jobs.documents import rfc3339
 from service.jobs.webhook_signing import new_secret
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from service.jobs.database import Transaction
     from service.jobs.documents import Document, Row
     from service.jobs.events import Event
 
-__all__ = ["JOB_ENDS", "MessageState", "default_endpoint", "put", "tell", "tell_job"]
+__all__ = ["JOB_ENDS", "MessageState", "default_endpoint", "put", "tell", "tell_jobs"]
 
 JOB_ENDS: Final = frozenset({"job.succeeded", "job.failed", "job.canceled"})
 """What the URL in a job's own `webhook` is told."""
@@ -37,11 +39,17 @@ class MessageState(StrEnum):
     FAILED = "failed"
 
 
-def tell_job(tx: Transaction, owner: str, job_id: str, event: Event) -> None:
-    """Write the messages that an event of a job asks for: to the owner's endpoints, and to the job's own URL."""
-    endpoints = _subscribed(tx, owner, event["type"])
-    if not endpoints and event["type"] not in JOB_ENDS:
-        return
+def tell_jobs(tx: Transaction, told: Sequence[tuple[str, str, Event]]) -> None:
+    """Write the messages that events of jobs ask for; each event comes with the owner and the id of its job."""
+    endpoints = _endpoints(tx, {owner for owner, _, _ in told})
+    for owner, job_id, event in told:
+        subscribed = [row.id for row in endpoints if row.owner == owner and event["type"] in row.event_types]
+        if subscribed or event["type"] in JOB_ENDS:
+            _tell_job(tx, owner, job_id, event, subscribed)
+
+
+def _tell_job(tx: Transaction, owner: str, job_id: str, event: Event, endpoints: Sequence[str]) -> None:
+    """Write the messages of one event: to some of the owner's endpoints, and to the job's own URL."""
     columns = tables.jobs.c
     job = tx.execute(sa.select(columns.spec, columns.batch_id).where(columns.id == job_id)).one()
     metadata = job.spec.get("metadata", {})
@@ -55,8 +63,9 @@ def tell_job(tx: Transaction, owner: str, job_id: str, event: Event) -> None:
 
 def tell(tx: Transaction, owner: str, type_: str, data: Document, subject: str, number: int) -> None:
     """Write the messages for what is no event of a job; `subject` and `number` name it, once and for all."""
-    for endpoint_id in _subscribed(tx, owner, type_):
-        put(tx, endpoint_id, type_, data, source=(subject, number))
+    for row in _endpoints(tx, {owner}):
+        if type_ in row.event_types:
+            put(tx, row.id, type_, data, source=(subject, number))
 
 
 def put(
@@ -115,11 +124,10 @@ def default_endpoint(tx: Transaction, owner: str) -> Row:
     return known
 
 
-def _subscribed(tx: Transaction, owner: str, type_: str) -> list[str]:
+def _endpoints(tx: Transaction, owners: Collection[str]) -> Sequence[Row]:
+    """Read the endpoints of some owners that are to be told anything."""
     columns = tables.webhook_endpoints.c
-    rows = tx.execute(
-        sa.select(columns.id, columns.event_types)
-        .where(columns.owner == owner, columns.url.is_not(None), columns.disabled_at.is_(None))
-        .order_by(columns.id)
+    query = sa.select(columns.id, columns.owner, columns.event_types).where(
+        columns.owner.in_(sorted(owners)), columns.url.is_not(None), columns.disabled_at.is_(None)
     )
-    return [row.id for row in rows if type_ in row.event_types]
+    return tx.execute(query.order_by(columns.id)).all()

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from service.jobs import reading, tables
 from service.jobs.fleet import live_slots
 from service.jobs.states import ACTIVE, FINAL, JobState
-from service.jobs.submission import insert_job
+from service.jobs.submission import NewJob, insert_jobs, new_ids
 
 if TYPE_CHECKING:
     from service.jobs.database import Database, Transaction
@@ -43,7 +43,8 @@ class Overview:
         """
         try:
             with self._database.writing() as tx:
-                job_id = insert_job(tx, spec, owner=owner)
+                (job_id,) = new_ids(tx, 1)
+                insert_jobs(tx, [NewJob(job_id, spec, owner)])
                 document = reading.get(tx, job_id)
                 assert document is not None
                 raise _TakenBack(_estimate(tx, spec, document["queue"]))

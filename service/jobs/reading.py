@@ -14,18 +14,24 @@ from service.jobs.places import find_places
 from service.jobs.states import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from service.jobs.database import Transaction
     from service.jobs.documents import Document, Row
 
-__all__ = ["artifact", "artifacts", "exists", "get", "list_jobs"]
+__all__ = ["artifact", "artifacts", "exists", "get", "get_many", "list_jobs"]
 
 
 def get(tx: Transaction, job_id: str, owner: str | None = None) -> Document | None:
     """Build one job's document; None when it never existed, or is another's than `owner`."""
     query = sa.select(tables.jobs).where(tables.jobs.c.id == job_id, *_of(owner))
     return next(iter(_documents(tx, tx.execute(query).all())), None)
+
+
+def get_many(tx: Transaction, job_ids: Collection[str]) -> dict[str, Document]:
+    """Build the documents of some jobs, by id."""
+    query = sa.select(tables.jobs).where(tables.jobs.c.id.in_(sorted(job_ids)))
+    return {document["id"]: document for document in _documents(tx, tx.execute(query).all())}
 
 
 def exists(tx: Transaction, job_id: str, owner: str | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""Whose turn it is: fair shares between owners, priorities within each, and quotas.
+"""Whose turn it is: fair shares between owners, priorities within each, and quotas on what runs.
 
 **Between owners: start-time fair queueing in worker seconds.** Every owner has a clock, `served_s`, which runs by
 the worker seconds its jobs have held, divided by its weight; the next job is one of the owner whose clock is
@@ -27,8 +27,6 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy as sa
 
 from service.jobs import batch_items, tables
-from service.jobs.database import DAY_S
-from service.jobs.errors import QuotaExceeded
 from service.jobs.states import ACTIVE, JobState
 
 if TYPE_CHECKING:
@@ -40,7 +38,6 @@ __all__ = [
     "RUNNING_S",
     "Share",
     "charge",
-    "check_quotas",
     "claimable",
     "enter",
     "forgo",
@@ -185,39 +182,3 @@ def charge(tx: Transaction, owner: str, worker_s: float) -> None:
     """Write down that jobs of an owner have held workers for some more seconds."""
     if worker_s > 0:
         tx.serve(owner, worker_s=worker_s)
-
-
-def check_quotas(tx: Transaction, owner: str) -> None:
-    """Raise `QuotaExceeded` if the owner may not queue another job.
-
-    On PostgreSQL a few submissions at the very same moment may get past it together.
-    """
-    columns = tables.owners.c
-    limits = tx.execute(sa.select(tables.owners).where(columns.owner == owner)).one_or_none()
-    if limits is None:
-        return
-    if limits.max_queued is not None:
-        jobs = tables.jobs.c
-        # Both values of `held` are named so that the index of the queue can be used.
-        mine = jobs.state == JobState.QUEUED.value, jobs.held.in_([False, True]), jobs.owner == owner
-        queued = tx.execute(sa.select(sa.func.count()).select_from(tables.jobs).where(*mine)).scalar_one()
-        if queued >= limits.max_queued:
-            raise QuotaExceeded(
-                f"{owner} has {queued} jobs queued, and its quota is {limits.max_queued}; come back when some have run"
-            )
-    if limits.max_worker_s_per_day is not None:
-        used_s = used_today(tx, owner)
-        if used_s >= limits.max_worker_s_per_day:
-            raise QuotaExceeded(
-                f"jobs of {owner} have held workers for {used_s:.0f} s today, and its quota is "
-                f"{limits.max_worker_s_per_day:g} s a day; come back after midnight UTC",
-                retry_after_s=int(DAY_S - tx.now % DAY_S) + 1,
-            )
-
-
-def used_today(tx: Transaction, owner: str) -> float:
-    """Sum the worker seconds that an owner's jobs have held since midnight UTC."""
-    columns = tables.usage.c
-    today = columns.owner == owner, columns.day == int(tx.now // DAY_S)
-    used: Any = tx.execute(sa.select(columns.worker_s).where(*today)).scalar_one_or_none()
-    return float(used or 0.0)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from service.jobs import batch_expansion, events, fleet, leasing, reading, shares, tables, tallies
+from service.jobs import batch_expansion, events, fleet, leasing, reading, tables, tallies
 from service.jobs.database import Clock, Database, Transaction, database_time
-from service.jobs.errors import IdempotencyKeyReused, QueueFull
+from service.jobs.errors import StoreUnavailable
 from service.jobs.leasing import Report, held
 from service.jobs.states import FailureCode, JobState, StaleLease
-from service.jobs.submission import insert_job
+from service.jobs.submission import Submission, known_jobs, submit_all
 from service.jobs.tallies import Total
 from service.jobs.transitions import ask_to_end, end_attempt_in_failure, lock
 from service.jobs.wakeup import Wakeup
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from service.jobs.series import ScorePoint
     from service.jobs.spec import JobSpec
     from service.jobs.states import Checkpoint, Lease, LeaseAnswer, NewArtifact, Stage
+    from service.jobs.submission import Answer
 
 __all__ = ["JobStore"]
 
@@ -77,36 +78,51 @@ class JobStore:
         Raises `IdempotencyKeyReused` (same key, other `body_hash`), `QueueFull` and `QuotaExceeded`.
         """
         assert (idempotency_key is None) == (body_hash is None), "a key comes with the hash of its body"
+        answer = self._submit_alone(Submission(spec, owner, idempotency_key, body_hash, warnings, retry_of))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def submit_together(self, wanted: Sequence[Submission]) -> list[Answer | Exception]:
+        """Queue jobs in one transaction, in their order; the answer to each, or what `submit` would have raised.
+
+        Raises `StoreUnavailable` when it is not known whether any is queued; they may all be asked again.
+        """
+        if not wanted:
+            return []
         try:
-            with self.database.writing() as tx:
-                known = _known_job(tx, owner, idempotency_key, body_hash)
-                job_id = known or _insert_job(tx, owner, spec, warnings, self._max_queued, retry_of)
-                if idempotency_key is not None and known is None:
-                    row = {
-                        "owner": owner,
-                        "key": idempotency_key,
-                        "body_hash": body_hash,
-                        "job_id": job_id,
-                        "created_at": tx.now,
-                    }
-                    tx.execute(sa.insert(tables.idempotency_keys).values(row))
-                document = reading.get(tx, job_id)
+            return list(self._submit(wanted))
+        except StoreUnavailable:
+            raise
+        except Exception:
+            # One of them is to blame, and must not spoil the others: now each has a transaction of its own.
+            return [self._submit_or_explain(one) for one in wanted]
+
+    def _submit(self, wanted: Sequence[Submission]) -> list[Answer]:
+        with self.database.writing() as tx:
+            return submit_all(tx, wanted, self._max_queued)
+
+    def _submit_alone(self, one: Submission) -> Answer:
+        try:
+            (answer,) = self._submit([one])
         except IntegrityError:
-            # Another request with this key committed first (possible on PostgreSQL only).
-            with self.database.reading() as tx:
-                known = _known_job(tx, owner, idempotency_key, body_hash)
-                assert known is not None
-                document = reading.get(tx, known)
-        assert document is not None
-        return document, known is None
+            # Another process has used its key since we looked (possible on PostgreSQL only): now it is known.
+            (answer,) = self._submit([one])
+        return answer
+
+    def _submit_or_explain(self, one: Submission) -> Answer | Exception:
+        try:
+            return self._submit_alone(one)
+        except Exception as error:
+            return error
 
     def submitted_before(
         self, idempotency_key: str, body_hash: str, owner: str = tables.LOCAL_OWNER
     ) -> Document | None:
         """Find the job that this owner's key has made; raises `IdempotencyKeyReused` for another body."""
         with self.database.reading() as tx:
-            known = _known_job(tx, owner, idempotency_key, body_hash)
-            return None if known is None else reading.get(tx, known)
+            known = known_jobs(tx, [(owner, idempotency_key)]).get((owner, idempotency_key))
+            return None if known is None else reading.get(tx, known.asked_again(body_hash))
 
     def get(self, job_id: str, owner: str | None = None) -> Document | None:
         """Tell the whole truth about one job; None when it never existed, or is another's than `owner`."""
@@ -336,35 +352,3 @@ class JobStore:
         with self.database.writing() as tx:
             for use, amount in seconds.items():
                 tallies.count(tx, Total.WORKER_SECONDS, amount, use=use)
-
-
-def _known_job(tx: Transaction, owner: str, idempotency_key: str | None, body_hash: str | None) -> str | None:
-    """Find the job that an idempotency key of this owner has made."""
-    table = tables.idempotency_keys
-    query = sa.select(table).where(table.c.owner == owner, table.c.key == idempotency_key)
-    row = tx.execute(query).one_or_none()
-    if row is None:
-        return None
-    if row.body_hash != body_hash:
-        raise IdempotencyKeyReused(
-            f"this Idempotency-Key was used for {row.job_id} with another body; use a new key for a new job"
-        )
-    return str(row.job_id)
-
-
-def _insert_job(
-    tx: Transaction,
-    owner: str,
-    spec: JobSpec,
-    warnings: Sequence[Mapping[str, str]],
-    max_queued: int | None,
-    retry_of: str | None,
-) -> str:
-    jobs = tables.jobs
-    shares.check_quotas(tx, owner)
-    if max_queued is not None:
-        waiting = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state == JobState.QUEUED.value)
-        queued = tx.execute(waiting).scalar_one()
-        if queued >= max_queued:
-            raise QueueFull(queued, max_queued)
-    return insert_job(tx, spec, warnings, owner=owner, retry_of=retry_of)

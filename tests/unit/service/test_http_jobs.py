@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -123,6 +125,17 @@ def test_a_preference_that_means_nothing_is_ignored(http: httpx.Client, preferen
     answer = http.post("/generate", json={"prompt": PROMPT}, headers={"Prefer": preference})
     assert answer.status_code == 202
     assert "Preference-Applied" not in answer.headers
+
+
+def test_posts_at_the_same_time_are_answered_each_for_itself(http: httpx.Client, store: JobStore) -> None:
+    bodies = [{"prompt": PROMPT}] * 6 + [{"prompt": ""}, {"prompt": PROMPT, "steps": 0}]
+    with ThreadPoolExecutor(len(bodies)) as callers:
+        answers = list(callers.map(lambda body: http.post("/generate", json=body), bodies))
+    assert [answer.status_code for answer in answers[6:]] == [422, 422]
+    assert [answer.json()["errors"][0]["pointer"] for answer in answers[6:]] == ["/prompt", "/steps"]
+    assert Counter(answer.status_code for answer in answers[:6]) == {202: 3, 429: 3}
+    queued = {job["id"] for job in store.list_jobs()[0]}
+    assert queued == {answer.json()["id"] for answer in answers if answer.status_code == 202}
 
 
 def test_a_full_queue_answers_429_with_retry_after(http: httpx.Client) -> None:

@@ -14,6 +14,7 @@ from service.jobs.batch_items import ItemState
 from service.jobs.batches import BatchStore
 from service.jobs.errors import BatchConflict, IdempotencyKeyReused, Refused
 from service.jobs.states import FailureCode, Stage
+from service.jobs.submission import insert_jobs
 from tests.unit.service.jobs.batch_samples import all_results, batch_of, drive, finish, intake_of, lines_of
 from tests.unit.service.jobs.job_samples import claimed, spec_of, types_of
 
@@ -378,16 +379,16 @@ def test_a_crash_in_the_middle_of_a_chunk_makes_nothing_and_nothing_twice(
     store: JobStore, batches: BatchStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = batch_of(batches, lines_of(6))
-    whole, calls = batch_expansion.insert_job, 0
+    calls = 0
 
-    def crash(*arguments: Any, **fields: Any) -> str:
+    def crash(*arguments: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 4:
             raise MemoryError
-        return whole(*arguments, **fields)
+        insert_jobs(*arguments)
 
-    monkeypatch.setattr(batch_expansion, "insert_job", crash)
+    monkeypatch.setattr(batch_expansion, "insert_jobs", crash)
     with pytest.raises(MemoryError):
         batches.advance()
     assert counts_of(batches, made["id"]) == {"total": 6, "pending": 6}

@@ -14,9 +14,12 @@ from service.jobs import tables
 from service.jobs.capabilities import Capabilities, PartFacts, embedded_capabilities
 from service.jobs.errors import IdempotencyKeyReused, QueueFull, StoreUnavailable
 from service.jobs.events import progress_is_due
+from service.jobs.keys import KeyStore, NewKey
+from service.jobs.keys import Quotas as KeyQuotas
 from service.jobs.series import ScorePoint
 from service.jobs.states import FailureCode, JobState, Stage, StaleLease
 from service.jobs.store import JobStore
+from service.jobs.submission import Submission
 from tests.unit.service.jobs.job_samples import (
     ARTIFACTS,
     FakeClock,
@@ -127,6 +130,96 @@ def test_one_idempotency_key_makes_one_job_even_at_the_same_time(store: JobStore
     assert len({job_id for job_id, _ in answers}) == 1
     assert sum(is_new for _, is_new in answers) == 1
     assert tally(store, "jobs_submitted") == 1
+
+
+def asked(number: int, owner: str = "me", key: str | None = None, body: str | None = None) -> Submission:
+    return Submission(spec_of(prompt=f"cube {number}"), owner, key, body)
+
+
+def told(answer: object) -> str:
+    """What a submission is answered, in short."""
+    if isinstance(answer, tuple):
+        document, is_new = answer
+        return f"{'new' if is_new else 'known'} {document['spec']['prompt']}"
+    return type(answer).__name__
+
+
+def test_jobs_submitted_together_have_an_answer_each(database_url: str) -> None:
+    store = JobStore(database_url, max_queued=6)
+    KeyStore(store.database).create(NewKey(name="small", quotas=KeyQuotas(max_queued=1)))
+    store.submit(spec_of(prompt="cube 0"), owner="me", idempotency_key="old", body_hash="0")
+    wanted = [
+        asked(1),
+        asked(2, "me", "old", "0"),
+        asked(3, "me", "old", "other body"),
+        asked(4, "small"),
+        asked(5, "small"),
+        asked(6, "me", "fresh", "6"),
+        asked(7, "me", "fresh", "6"),
+        asked(8, "me", "fresh", "other body"),
+        asked(9, "you", "fresh", "6"),
+        asked(10),
+        asked(11),
+    ]
+    answers = store.submit_together(wanted)
+    assert [told(answer) for answer in answers] == [
+        "new cube 1", "known cube 0", "IdempotencyKeyReused", "new cube 4", "QuotaExceeded", "new cube 6",
+        "known cube 6", "IdempotencyKeyReused", "new cube 9", "new cube 10", "QueueFull",
+    ]  # fmt: skip
+    documents, _ = store.list_jobs()
+    assert [document["spec"]["prompt"] for document in documents] == [
+        f"cube {number}" for number in (10, 9, 6, 4, 1, 0)
+    ]
+    for answer in answers:
+        if isinstance(answer, tuple):
+            assert store.get(answer[0]["id"]) == answer[0]
+            assert types_of(store, answer[0]["id"]) == ["queued"]
+    assert tally(store, "jobs_submitted") == 6
+    assert store.submit_together([]) == []
+    store.close()
+
+
+def test_jobs_submitted_together_take_turns_in_their_order(store: JobStore) -> None:
+    answers = store.submit_together([asked(number) for number in range(5)])
+    ids = [answer[0]["id"] for answer in answers if isinstance(answer, tuple)]
+    assert [answer[0]["queue"]["position"] for answer in answers if isinstance(answer, tuple)] == [
+        1, 2, 3, 4, 5,
+    ]  # fmt: skip
+    assert [claimed(store).job_id for _ in range(5)] == ids
+
+
+def test_a_submission_that_cannot_be_written_spoils_no_other(store: JobStore) -> None:
+    unwritable = asked(1)._replace(warnings=[{"code": float("nan")}])  # type: ignore[dict-item]
+    answers = store.submit_together([asked(0), unwritable, asked(2)])
+    assert isinstance(answers[1], Exception)
+    assert [told(answer) for answer in answers[::2]] == ["new cube 0", "new cube 2"]
+    assert len(store.list_jobs()[0]) == 2
+
+
+def test_an_outage_queues_none_of_those_submitted_together(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: object) -> None:
+        raise StoreUnavailable("database", "the server is gone")
+
+    monkeypatch.setattr("service.jobs.submission.tallies.count", lose)
+    with pytest.raises(StoreUnavailable, match="is gone"):
+        store.submit_together([asked(0), asked(1)])
+    assert store.list_jobs()[0] == []
+
+
+def test_groups_with_the_same_keys_at_the_same_time_make_one_job_for_each(store: JobStore) -> None:
+    barrier = threading.Barrier(4)
+
+    def submit(turn: int) -> list[str]:
+        keys = [str((number + turn) % 5) for number in range(5)]
+        barrier.wait()
+        return [told(answer) for answer in store.submit_together([asked(int(k), "me", k, k) for k in keys])]
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [one for each in pool.map(submit, range(4)) for one in each]
+    assert sorted(set(answers)) == sorted(f"{what} cube {n}" for what in ("known", "new") for n in range(5))
+    assert sum(one.startswith("new") for one in answers) == len(store.list_jobs()[0]) == 5
 
 
 def test_a_full_queue_refuses_and_keeps_what_it_has(database_url: str) -> None:
