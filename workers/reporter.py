@@ -105,7 +105,7 @@ class Reporter:
         try:
             self._store.add_worker_seconds(self._worker, seconds)
             seconds = {}
-            busy_slots = len(self._attempts())
+            busy_slots = min(len(self._attempts()), self.slots)
             self._store.heartbeat(self._worker, state=self.state, slots=self.slots, busy_slots=busy_slots)
             if self.capabilities is not None:
                 self._store.publish_capabilities(self._worker, self.capabilities)

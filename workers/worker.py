@@ -1,6 +1,7 @@
 """A worker's life: claim → load or resume → engine → checkpoint → publish, for a few scenes at a time.
 
-One thread lives this life; beside it the reporter speaks to the job store and the checkpoint writer uploads.
+One thread lives this life; beside it the reporter speaks to the job store, the checkpoint writer uploads, and what
+is finished is exported and published while the next scenes step.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import logging
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,6 +84,8 @@ class Worker:
         self._attempts: list[Attempt] = []
         self._held: list[_Held] = []
         self._engine = Engine()
+        self._exporter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="export")
+        self._exports: set[Future[None]] = set()
         self._draining = threading.Event()
         self._leaving = threading.Event()
         self._look_at = 0.0
@@ -130,12 +134,15 @@ class Worker:
                 self._obey()
                 if self._held:
                     self._step()
+                elif self._exports:
+                    self._await_export()
                 elif self._leaving.is_set():
                     break
                 else:
                     self._rest()
             self._give_everything_back()
         finally:
+            self._exporter.shutdown()
             self._checkpoints.stop()
             self._reporter.stop()
         with contextlib.suppress(StoreUnavailable):  # its rows run out by themselves
@@ -145,7 +152,7 @@ class Worker:
 
     def _fill_slots(self) -> None:
         """Claim jobs for the free slots, at most every `POLL_S`."""
-        while len(self._held) < self._settings.slots_per_worker and time.monotonic() >= self._look_at:
+        while self._has_room() and time.monotonic() >= self._look_at:
             asked_at = time.monotonic()
             try:
                 lease = self._store.claim(self.name, self._settings.lease_s)
@@ -163,6 +170,11 @@ class Worker:
             self._seconds.switch("loading")
             self._open(attempt)
             self._drop_ended()
+
+    def _has_room(self) -> bool:
+        """A job that is being exported needs no slot; but no second one may wait for its export behind it."""
+        slots = self._settings.slots_per_worker
+        return len(self._held) < slots and len(self._attempts) <= slots
 
     def _open(self, attempt: Attempt) -> None:
         """Bring a claimed job into the engine; a preview is made at once."""
@@ -215,8 +227,7 @@ class Worker:
             one.attempt.alone &= alone
             if one.team.finished:
                 self._let_go(one)
-                self._seconds.switch("exporting")
-                self._ending.publish_team(one.attempt, one.team, self._networks)
+                self._export(one)
             else:
                 self._enter_optimization(one.attempt)
                 self._save_when_due(one)
@@ -260,24 +271,37 @@ class Worker:
                 continue
             self._let_go(one)
             if one.team.step and one.attempt.may_publish(time.monotonic()):
-                self._seconds.switch("exporting")
-                self._ending.publish_team(one.attempt, one.team, self._networks)
+                self._export(one)
             else:
                 self._ending.stop(one.attempt)
         self._drop_ended()
 
+    def _export(self, one: _Held) -> None:
+        """Begin to export and publish what a job has come to, beside the steps of the others."""
+        self._exports.add(
+            self._exporter.submit(self._ending.publish_team, one.attempt, one.team, self._networks)
+        )
+
+    def _await_export(self) -> None:
+        """Wait for an export, with nothing else to do, until it is time to look for work."""
+        self._seconds.switch("exporting")
+        wait(self._exports, timeout=POLL_S)
+        self._drop_ended()
+
     def _give_everything_back(self) -> None:
-        """Checkpoint what is under way and return it to the queue, where it costs no failure."""
+        """Checkpoint what is under way and return it to the queue, where it costs no failure; end the exports."""
         self._reporter.announce("draining")
         self._checkpoints.flush(FLUSH_S)
         self._reporter.report_all()
-        for one in tuple(self._held):
+        under_way = tuple(self._held)
+        for one in under_way:
             self._let_go(one)
             self._checkpoints.save(one.attempt, one.team)
         self._checkpoints.flush(FLUSH_S)
         self._reporter.report_all()
-        for attempt in self._attempts:
-            self._ending.give_back(attempt)
+        for one in under_way:
+            self._ending.give_back(one.attempt)
+        wait(self._exports)
         self._drop_ended()
 
     def _let_go(self, one: _Held) -> None:
@@ -287,4 +311,7 @@ class Worker:
                 self._engine.retire(scene)
 
     def _drop_ended(self) -> None:
+        for export in [one for one in self._exports if one.done()]:
+            self._exports.remove(export)
+            export.result()
         self._attempts[:] = [attempt for attempt in self._attempts if not attempt.ended]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-import xatlas
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from workers.mesh.atlas import unfold
 from workers.mesh.raster import cover
 from workers.mesh.surface import Mesh, Skin
 
@@ -26,8 +26,6 @@ DEPTHS_CELLS = np.arange(-0.5, 8.5, 1.0, dtype=np.float32)
 (.5 to 1.5 cells alone gave a third more noise in the albedo), but hardly outside, where another object may touch."""
 INVISIBLE_WEIGHT = 2e-3
 """Samples that add less than this to a color are not asked for theirs."""
-GUTTER_PX = 3
-"""Distance between charts in the atlas, so that bilinear look-ups do not mix them."""
 POINTS_PER_CALL = 1 << 18
 
 Points = NDArray[np.float32]
@@ -66,7 +64,7 @@ def bake(
             color = color / shading(normals)[:, None]
         return np.rint(np.clip(color, 0, 1) * 255).astype(np.uint8)
 
-    corner_uv = _atlas(mesh, texture_px)
+    corner_uv = unfold(mesh.vertices, mesh.faces, texture_px)
     vertex_colors = albedo(mesh.vertices, _vertex_normals(mesh))
     face, weights = cover(corner_uv.astype(np.float64) * texture_px - 0.5, None, texture_px, texture_px)
     covered = face >= 0
@@ -138,17 +136,3 @@ def _vertex_normals(mesh: Mesh) -> Points:
 def _unit(vectors: NDArray[np.floating]) -> Points:
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.maximum(length, 1e-12)).astype(np.float32)
-
-
-def _atlas(mesh: Mesh, texture_px: int) -> NDArray[np.float32]:
-    """Unfold the surface into one square image: (F, 3, 2) coordinates of the corners in [0, 1]."""
-    atlas = xatlas.Atlas()
-    atlas.add_mesh(mesh.vertices, mesh.faces.astype(np.uint32))
-    packing = xatlas.PackOptions()
-    # With a resolution and no texel size xatlas packs one atlas of about that size; its coordinates are
-    # fractions of the true size, so it is the baked image that has exactly texture_px.
-    packing.resolution, packing.padding, packing.bilinear = texture_px, GUTTER_PX, True
-    atlas.generate(xatlas.ChartOptions(), packing)
-    assert atlas.atlas_count == 1, f"xatlas made {atlas.atlas_count} atlases of one surface"
-    _, indices, uv = atlas.get_mesh(0)
-    return np.ascontiguousarray(uv[indices], np.float32)

@@ -64,6 +64,34 @@ def test_every_format_asked_for_is_written_and_the_report_tells_the_same_as_the_
     assert report["mesh"] == job["result"]["mesh"]
 
 
+def test_a_job_is_exported_beside_the_steps_of_the_next_one(tmp_path: Path) -> None:
+    service = Service(tmp_path, slots_per_worker=1)
+    first, second, third = (service.submit(steps=steps) for steps in (5, LONG, 5))
+    may_upload = threading.Event()
+
+    class Held(Watched):
+        """Takes the first job's mesh only when it is allowed to."""
+
+        def put(self, key: str, data: bytes, *rest: Any, **more: Any) -> Any:
+            if first in key and key.endswith(".glb"):
+                may_upload.wait(30)
+            return service.objects.put(key, data, *rest, **more)
+
+    seen: list[str] = []
+
+    def next_one_steps() -> bool:
+        if not seen and is_running(service, second, step=20):
+            seen[:] = [service.job(one)["stage"] or service.job(one)["status"] for one in (first, third)]
+            may_upload.set()
+        return service.job(first)["status"] == "succeeded"
+
+    service.run_until(next_one_steps, service.worker(objects=Held(service.objects)))
+    exporting, waiting = seen
+    assert exporting in ("export", "verify", "upload")
+    assert waiting == "queued", "there is one slot, and one export at a time"
+    assert service.job(second)["status"] == "queued", "given back by the drain"
+
+
 def test_stages_are_told_in_their_order(service: Service) -> None:
     job_id = service.submit()
     service.finish(job_id)
