@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
-from pydantic.json_schema import models_json_schema
 
 from service import webhook_delivery
 from service.background import Background, Chore
@@ -26,16 +25,14 @@ from service.http import (
     usage,
     webhooks,
 )
-from service.http.auth import authenticate, describe_security
-from service.http.errors import ProblemDocument, install_problem_handlers, problems, store_down
+from service.http.auth import authenticate
+from service.http.errors import install_problem_handlers, problems, store_down
 from service.http.group_commit import GroupCommit
+from service.http.openapi import ABOUT, install_document
 from service.http.rates import RateLimit
 from service.http.requests import Objects, RequestId, ServiceSettings, Store
-from service.jobs.batch_input import BatchRequest
 from service.jobs.batches import ADVANCE_EVERY_S, BatchStore
 from service.jobs.errors import StoreUnavailable
-from service.jobs.keys import NewKey
-from service.jobs.spec import JobRequest
 from service.jobs.sweeping import SWEEP_EVERY_S, Sweeper
 from service.metrics import CONTENT_TYPE, render_metrics
 
@@ -49,12 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = ["build_api"]
 
-ABOUT = """Text to 3D objects that people prefer. POST a prompt to `/generate`, follow
-`/v1/jobs/{id}/events`, fetch the mesh from `/v1/artifacts/{id}/content`.
-
-Errors are `application/problem+json` (RFC 9457): `code` for programs, `detail` and `suggestion` for people,
-`errors` with a JSON pointer to each wrong field, `request_id` to find the request in the service's log."""
-
 RESOURCES = (jobs, job_actions, estimates, stream, artifacts, batches, capabilities, webhooks, usage, keys)
 """The modules of routes, in the order of the documentation."""
 probes = APIRouter(tags=["operation"])
@@ -66,7 +57,8 @@ def build_api(store: JobStore, objects: ObjectStore, settings: Settings) -> Fast
         title="Dreamserve",
         version=version("dreamserve"),
         description=ABOUT,
-        redoc_url=None,
+        # The document is built anew for each reader, from what live workers can do (`openapi.py`).
+        openapi_url=None,
         lifespan=_beside(
             [
                 *webhook_delivery.chores(store.database, settings),
@@ -80,11 +72,12 @@ def build_api(store: JobStore, objects: ObjectStore, settings: Settings) -> Fast
     api.state.open_streams = 0
     api.state.rates = RateLimit(settings.rate_limit_per_s)
     api.add_middleware(RequestId)
-    install_problem_handlers(api)
     for resource in RESOURCES:
         api.include_router(resource.router, dependencies=[Depends(authenticate)])
     api.include_router(probes)
-    _describe_bodies(api)
+    routers = [*(resource.router for resource in RESOURCES), probes]
+    install_problem_handlers(api, [route for router in routers for route in router.routes])
+    install_document(api, store, settings)
     return api
 
 
@@ -140,42 +133,3 @@ def _beside(chores: Sequence[Chore]) -> Callable[[FastAPI], AbstractAsyncContext
             await run_in_threadpool(background.stop)
 
     return lifespan
-
-
-def _describe_bodies(api: FastAPI) -> None:
-    """Add the schemas to OpenAPI that the framework cannot see: we read bodies and write problems ourselves."""
-    generate = api.openapi
-
-    def openapi() -> dict[str, Any]:
-        if api.openapi_schema is None:
-            document = generate()
-            _, schemas = models_json_schema(
-                [
-                    (JobRequest, "validation"),
-                    (BatchRequest, "validation"),
-                    (job_actions.CancelRequest, "validation"),
-                    (webhooks.WebhookRequest, "validation"),
-                    (webhooks.WebhookChange, "validation"),
-                    (NewKey, "validation"),
-                    (ProblemDocument, "serialization"),
-                ],
-                ref_template="#/components/schemas/{model}",
-            )
-            document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
-            describe_security(document)
-            _correct_refusals(document)
-            api.openapi_schema = document
-        return api.openapi_schema
-
-    api.openapi = openapi  # type: ignore[method-assign]
-
-
-def _correct_refusals(document: dict[str, Any]) -> None:
-    """Put our problems where the framework describes its own 422, which no route of ours answers."""
-    ours = {str(status): answer for status, answer in problems(422).items()}
-    for path in document["paths"].values():
-        for operation in path.values():
-            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-                operation["responses"] |= ours
-    for name in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(name, None)

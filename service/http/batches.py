@@ -48,7 +48,8 @@ RESULTS_AT_ONCE: Final = 500
 BATCH_ANSWER: Final[dict[str, Any]] = {"content": {"application/json": {"schema": {"type": "object"}}}}
 _LINES_SCHEMA: Final = {
     "type": "string",
-    "description": 'One BatchLine a line: {"custom_id": "…", "body": {"prompt": "…"}}.',
+    "description": 'One BatchLine a line: {"custom_id": "…", "body": {"prompt": "…"}}. Options go into the URL: '
+    "`max_parallel`, and as JSON objects `defaults`, `sweep` and `metadata`, each as in BatchRequest.",
 }
 REQUEST_BODY: Final[dict[str, Any]] = {
     "requestBody": {
@@ -74,21 +75,10 @@ async def _batches(store: Store, settings: ServiceSettings) -> BatchStore:
     return BatchStore(store.database, max_queued=settings.max_queued)
 
 
-def _parameter(description: str) -> Any:
-    return Query(
-        max_length=MAX_PARAMETER,
-        description=f"Of an upload of lines: {description}",
-        json_schema_extra={"contentMediaType": "application/json"},
-    )
-
-
 Batches = Annotated[BatchStore, Depends(_batches)]
-Defaults = Annotated[str | None, _parameter("fields of every job, as a JSON object.")]
-Sweep = Annotated[str | None, _parameter("a grid over fields, as a JSON object.")]
-BatchMetadata = Annotated[str | None, _parameter("up to 16 pairs of your own, as a JSON object.")]
-MaxParallel = Annotated[
-    int | None, Query(ge=1, le=MAX_PARALLEL, description="Of an upload of lines: jobs at a time.")
-]
+# Told by `_LINES_SCHEMA`: a parameter of the document would be one of the JSON body too, where these are refused.
+Option = Annotated[str | None, Query(max_length=MAX_PARAMETER, include_in_schema=False)]
+MaxParallel = Annotated[int | None, Query(ge=1, le=MAX_PARALLEL, include_in_schema=False)]
 Limit = Annotated[int, Query(ge=1, le=100, description="Batches a page.")]
 Cursor = Annotated[
     str | None, Query(pattern=r"^batch_[0-9A-Z]{26}$", description="`next_cursor` of the page before.")
@@ -119,9 +109,9 @@ async def submit_batch(
     settings: ServiceSettings,
     caller: Identity,
     idempotency_key: IdempotencyKey = None,
-    defaults: Defaults = None,
-    sweep: Sweep = None,
-    metadata: BatchMetadata = None,
+    defaults: Option = None,
+    sweep: Option = None,
+    metadata: Option = None,
     max_parallel: MaxParallel = None,
 ) -> Response:
     """Make a batch of a JSON document with `items`, or of an upload of lines with its options in the URL.

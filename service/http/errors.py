@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from service.jobs.errors import (
     BatchConflict,
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fastapi import FastAPI, Request
+    from starlette.routing import BaseRoute
 
 __all__ = [
+    "CODES",
     "PROBLEM_TYPE",
     "Problem",
     "ProblemDocument",
@@ -41,6 +44,40 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 PROBLEM_TYPE: Final = "application/problem+json"
+CODES: Final[dict[str, int]] = {
+    "malformed-json": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "unknown-artifact": 404,
+    "unknown-batch": 404,
+    "unknown-delivery": 404,
+    "unknown-job": 404,
+    "unknown-key": 404,
+    "unknown-route": 404,
+    "unknown-webhook": 404,
+    "method-not-allowed": 405,
+    "batch-conflict": 409,
+    "default-webhook": 409,
+    "job-active": 409,
+    "too-many-webhooks": 409,
+    "artifact-expired": 410,
+    "body-too-large": 413,
+    "unsupported-media-type": 415,
+    "range-not-satisfiable": 416,
+    "idempotency-key-reused": 422,
+    "invalid-request": 422,
+    "license-refused": 422,
+    "method-unavailable": 422,
+    "referee-is-reward": 422,
+    "queue-full": 429,
+    "quota-exceeded": 429,
+    "rate-limited": 429,
+    "too-many-streams": 429,
+    "artifact-lost": 500,
+    "internal": 500,
+    "store-unavailable": 503,
+}
+"""Every `code` of a problem, and its status: programs rely on both."""
 STORE_RETRY_S: Final = 5
 """What `Retry-After` says while a store is down: a restart of one takes some seconds."""
 
@@ -59,7 +96,7 @@ class ProblemDocument(BaseModel):
     title: str
     status: int
     detail: str
-    code: str
+    code: Annotated[str, Field(json_schema_extra={"enum": list(CODES)})]
     request_id: str
     retryable: bool
     errors: list[FieldError]
@@ -67,7 +104,7 @@ class ProblemDocument(BaseModel):
 
 
 class Problem(HTTPException):
-    """Refuse a request: raised anywhere in a handler, answered as a problem document."""
+    """Refuse a request: raised anywhere in a handler, answered as a problem document. `CODES` has its code."""
 
     def __init__(
         self,
@@ -80,6 +117,7 @@ class Problem(HTTPException):
         retry_after_s: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        assert CODES[code] == status, f"CODES says {CODES[code]} of {code}"
         retry = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
         super().__init__(status, detail, {**(headers or {}), **retry})
         self.code = code
@@ -109,11 +147,17 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
-def install_problem_handlers(app: FastAPI) -> None:
-    """Answer every exception of `app` with a problem document that carries the request's id."""
+def install_problem_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Answer every exception of `app` with a problem document that carries the request's id.
+
+    `routes` are all that it serves: what a path takes is said by several of them.
+    """
 
     async def answer(request: Request, error: Exception) -> Response:
-        return _respond(_as_problem(request, error), request.state.request_id)
+        problem = _as_problem(request, error)
+        if problem.status_code == 405:
+            problem.headers = {**(problem.headers or {}), **_allow(request.url.path, routes)}
+        return _respond(problem, request.state.request_id)
 
     kinds = (
         HTTPException,
@@ -134,7 +178,7 @@ def _as_problem(request: Request, error: Exception) -> Problem:
     match error:
         case Problem():
             return error
-        case HTTPException():
+        case HTTPException(status_code=404 | 405):
             return _framework_problem(request, error)
         case RequestValidationError():
             return _parameter_problem(error)
@@ -182,14 +226,19 @@ def store_down(dependencies: Sequence[str]) -> Problem:
 def _framework_problem(request: Request, error: HTTPException) -> Problem:
     """Translate what the framework refuses by itself: no such route, wrong method."""
     path, see = request.url.path, "GET /docs shows every route."
-    match error.status_code:
-        case 404:
-            return Problem(404, "unknown-route", f"There is nothing at {path!r}.", suggestion=see)
-        case 405:
-            detail = f"{path!r} does not take {request.method}."
-            return Problem(405, "method-not-allowed", detail, suggestion=see, headers=error.headers)
-        case status:
-            return Problem(status, "http-error", str(error.detail), headers=error.headers)
+    if error.status_code == 404:
+        return Problem(404, "unknown-route", f"There is nothing at {path!r}.", suggestion=see)
+    detail = f"{path!r} does not take {request.method}."
+    return Problem(405, "method-not-allowed", detail, suggestion=see, headers=error.headers)
+
+
+def _allow(path: str, routes: Sequence[BaseRoute]) -> dict[str, str]:
+    """List what a path takes; the framework names one route's methods only. A route without parameters comes first."""
+    known = [route for route in routes if isinstance(route, Route)]
+    here = [route for route in known if route.path == path]
+    here = here or [route for route in known if route.path_regex.match(path)]
+    methods = sorted({method for route in here for method in route.methods or ()})
+    return {"Allow": ", ".join(methods)} if methods else {}
 
 
 def _parameter_problem(error: RequestValidationError) -> Problem:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
+from pydantic import BeforeValidator
 
 from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
-from service.http.errors import Problem, invalid, problems
+from service.http.errors import Problem, problems
 from service.http.requests import ServiceSettings, Store  # noqa: TC001 - FastAPI reads the annotations
 from service.jobs.overview import Overview
 
@@ -17,11 +19,21 @@ __all__ = ["router"]
 router = APIRouter(tags=["operation"])
 
 DEFAULT_DAYS: Final = 30
-MAX_DAYS: Final = 366
-MIN_DATE: Final = date(2020, 1, 1)
-MAX_DATE: Final = date(9_999, 12, 30)
+DAYS_A_PAGE: Final = 366
+FIRST_DAY: Final = date(2020, 1, 1)
+"""Nothing was used before."""
 
-Day = Annotated[date | None, Query(description="UTC, such as 2026-01-31; both ends are included.")]
+
+def _as_day(value: object) -> object:
+    """Let only ISO's days through: pydantic also reads a number of seconds, which nobody means here."""
+    if isinstance(value, str) and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+        raise ValueError(f"found {value[:40]!r}, expected a day such as 2026-01-31")
+    return value
+
+
+_Day = Annotated[date | None, BeforeValidator(_as_day)]
+Day = Annotated[_Day, Query(description="UTC, such as 2026-01-31; both ends are included.")]
+PageEnd = Annotated[_Day, Query(description="`next_cursor` of the page before.")]
 
 
 @router.get("/v1/queue", responses=problems(503))
@@ -41,6 +53,7 @@ def get_usage(
     caller: Identity,
     since: Day = None,
     until: Day = None,
+    cursor: PageEnd = None,
     all_owners: Annotated[
         bool, Query(description="For operators: everybody's. Needs scope `admin`.")
     ] = False,
@@ -48,6 +61,7 @@ def get_usage(
     """List worker seconds and ended jobs by day and owner, newest day first; the last 30 days by default.
 
     A worker second is one second for which an attempt held a worker, and with it a GPU or its share of one.
+    A page has up to 366 days.
     """
     if all_owners and "admin" not in caller.scopes:
         raise Problem(
@@ -56,18 +70,11 @@ def get_usage(
             "The usage of all owners is for keys with the scope 'admin'.",
             suggestion="Leave all_owners out for your own.",
         )
-    last = until or datetime.now(UTC).date()
-    first = since or max(MIN_DATE, last - timedelta(days=DEFAULT_DAYS - 1))
-    _check_days(first, last)
-    items = Overview(store.database).usage(None if all_owners else caller.owner, first, last)
-    return {"items": items, "next_cursor": None}
-
-
-def _check_days(first: date, last: date) -> None:
-    for name, day in (("since", first), ("until", last)):
-        if not MIN_DATE <= day <= MAX_DATE:
-            raise invalid(f"/{name}", f"found {day}, expected a day between {MIN_DATE} and {MAX_DATE}")
-    if last < first:
-        raise invalid("/since", f"found {first}, which is after {last}")
-    if (last - first).days >= MAX_DAYS:
-        raise invalid("/since", f"{first} to {last} is more than {MAX_DAYS} days; ask for less at a time")
+    today = datetime.now(UTC).date()
+    last = min(until or today, cursor or today, today)
+    first = max(since or FIRST_DAY, FIRST_DAY)
+    if since is None:
+        first = max(first, min(until or today, today) - timedelta(days=DEFAULT_DAYS - 1))
+    begins = max(first, last - timedelta(days=DAYS_A_PAGE - 1))
+    items = Overview(store.database).usage(None if all_owners else caller.owner, begins, last)
+    return {"items": items, "next_cursor": str(begins - timedelta(days=1)) if begins > first else None}

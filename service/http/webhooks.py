@@ -19,8 +19,14 @@ from service.http.jobs import IdempotencyKey, hash_body
 from service.http.requests import ServiceSettings, Store, read_json
 from service.jobs.admission import check_webhook_url, read_as
 from service.jobs.knobs import Part
-from service.jobs.webhook_targets import MAX_URL
-from service.jobs.webhooks import DEFAULT_EVENT_TYPES, EVENT_TYPES, DefaultEndpoint, WebhookStore
+from service.jobs.webhook_targets import MAX_URL, URL_PATTERN
+from service.jobs.webhooks import (
+    DEFAULT_EVENT_TYPES,
+    EVENT_TYPES,
+    DefaultEndpoint,
+    TooManyEndpoints,
+    WebhookStore,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +53,13 @@ def _each_once(event_types: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Url = Annotated[
-    str, Field(min_length=1, max_length=MAX_URL, description="https, and reachable over the internet.")
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_URL,
+        description="https, and reachable over the internet.",
+        json_schema_extra={"pattern": URL_PATTERN},
+    ),
 ]
 EventTypes = Annotated[
     tuple[
@@ -115,7 +127,7 @@ def _body(model: type[Part]) -> dict[str, Any]:
     openapi_extra=_body(WebhookRequest),
     responses={
         201: {**WEBHOOK_ANSWER, "description": "Made; `secret` verifies its messages, keep it"},
-        **problems(400, 413, 415, 422, 503),
+        **problems(400, 409, 413, 415, 422, 503),
     },
 )
 async def create_webhook(
@@ -134,14 +146,18 @@ async def create_webhook(
         see="GET /docs shows what a webhook may have.",
     )
     check_webhook_url(wanted.url, settings, "/url")
-    made = await run_in_threadpool(
-        webhooks.create,
-        caller.owner,
-        wanted.url,
-        wanted.event_types,
-        idempotency_key=idempotency_key,
-        body_hash=None if idempotency_key is None else hash_body(body),
-    )
+    try:
+        made = await run_in_threadpool(
+            webhooks.create,
+            caller.owner,
+            wanted.url,
+            wanted.event_types,
+            idempotency_key=idempotency_key,
+            body_hash=None if idempotency_key is None else hash_body(body),
+        )
+    except TooManyEndpoints as error:
+        suggestion = "Delete one, or change the URL of one."
+        raise Problem(409, "too-many-webhooks", str(error), suggestion=suggestion) from None
     return JSONResponse(made, 201, {"Location": f"/v1/webhooks/{made['id']}", "Cache-Control": "no-store"})
 
 

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.jobs.admission import field_problem, read_as, unusable_texts
 from service.jobs.errors import FieldProblem, Refused
-from service.jobs.spec import JobRequest, Metadata  # noqa: TC001 - pydantic reads the annotations
-from service.jobs.sweeps import SweepField, read_sweep
+from service.jobs.spec import TEXT, JobRequest, Metadata, Prompt
+from service.jobs.sweeps import MAX_FIELDS, SweepField, read_sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,7 +52,10 @@ MAX_PARALLEL: Final = 1_000
 CustomId = Annotated[
     str | None,
     Field(
-        min_length=1, max_length=MAX_CUSTOM_ID, description="Yours, once a batch; default: the line's number."
+        min_length=1,
+        max_length=MAX_CUSTOM_ID,
+        description="Yours, once a batch; default: the line's number.",
+        json_schema_extra=TEXT,
     ),
 ]
 
@@ -75,6 +78,16 @@ class _Envelope(BaseModel):
     body: dict[str, Any] = Field(default_factory=dict)
 
 
+class _Defaults(JobRequest):
+    """What lies under the lines: a job that may lack its prompt too."""
+
+    prompt: Prompt = "(each line's own)"
+
+
+_OF_THE_WHOLE: Final = ("missing", "union_tag_not_found", "value_error")
+"""Kinds of problems that a line above may mend: parts that are missing, or do not go together."""
+
+
 class BatchOptions(BaseModel):
     """How the lines of a batch become jobs."""
 
@@ -87,6 +100,10 @@ class BatchOptions(BaseModel):
         default_factory=dict,
         description='Each line once for every combination, as in {"method.push": [0, 2], "seed": [1, 2, 3]}; a field '
         "is named by a dotted path or a JSON pointer.",
+        json_schema_extra={
+            "additionalProperties": {"type": "array", "minItems": 1},
+            "maxProperties": MAX_FIELDS,
+        },
     )
     max_parallel: int | None = Field(
         None, ge=1, le=MAX_PARALLEL, description="Jobs of the batch that are queued or run at a time."
@@ -155,11 +172,26 @@ def plan_of(options: Mapping[str, Any]) -> Plan:
         smallest='The smallest batch is {"items": [{"body": {"prompt": "a red cube"}}]}.',
         see="GET /docs shows the fields of a batch.",
     )
+    _check_defaults(checked.defaults)
     plan = Plan(checked, read_sweep(checked.sweep))
     if plan.num_combinations > MAX_ITEMS:
         detail = f"{plan.num_combinations:,} combinations, but a batch has at most {MAX_ITEMS:,} jobs"
         raise _refusal("/sweep", detail)
     return plan
+
+
+def _check_defaults(defaults: dict[str, Any]) -> None:
+    """Refuse fields that no line could want under it, even where each line says another value. Raises `Refused`."""
+    try:
+        _Defaults.model_validate(defaults)
+    except ValidationError as error:
+        wrong = [one for one in error.errors(include_url=False) if one["type"] not in _OF_THE_WHOLE]
+        found = [field_problem(defaults, dict(one)) for one in wrong]
+        if found:
+            problems = [FieldProblem(f"/defaults{one.pointer}", one.detail) for one in found]
+            raise Refused(
+                "invalid-request", problems, "GET /v1/methods lists methods, knobs and bounds."
+            ) from None
 
 
 def items_of(line: int, entry: object, plan: Plan, admit: Callable[[object], Admitted]) -> Iterator[Item]:

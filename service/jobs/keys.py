@@ -37,6 +37,10 @@ _USE_NOTED_EVERY_S: Final = 60.0
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")]
 
 
+def _without_uniqueness(schema: dict[str, Any]) -> None:
+    del schema["uniqueItems"]
+
+
 class Quotas(Part):
     """What the jobs of an owner may use; null: no bound."""
 
@@ -56,6 +60,8 @@ class NewKey(Part):
         frozenset({"read", "submit"}),
         strict=False,
         min_length=1,
+        # A scope that is said twice counts once, as ever in a set.
+        json_schema_extra=_without_uniqueness,
         description="read: look. submit: make, change, cancel. admin: keys. None of them implies another.",
     )
     quotas: Quotas = Quotas()

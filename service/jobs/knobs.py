@@ -77,7 +77,28 @@ class Ramp(Part):
         return low <= min(self.start, self.end) and max(self.start, self.end) <= high
 
 
-Knob: TypeAlias = Annotated[Ramp, BeforeValidator(_as_ramp, json_schema_input_type=float | Ramp)]
+class ScaleRamp(Ramp):
+    """A `Ramp` between guidance scales; only for the schema, the check is `DistillationKnobs`'."""
+
+    start: float = Field(ge=0, le=200)
+    end: float = Field(ge=0, le=200)
+
+
+class TimeRamp(Ramp):
+    """A `Ramp` between diffusion times; only for the schema, the check is `DistillationKnobs`'."""
+
+    start: float = Field(ge=0, le=1)
+    end: float = Field(ge=0, le=1)
+
+
+ScaleKnob: TypeAlias = Annotated[
+    Ramp,
+    BeforeValidator(_as_ramp, json_schema_input_type=Annotated[float, Field(ge=0, le=200)] | ScaleRamp),
+]
+TimeKnob: TypeAlias = Annotated[
+    Ramp,
+    BeforeValidator(_as_ramp, json_schema_input_type=Annotated[float, Field(ge=0, le=1)] | TimeRamp),
+]
 """A number or a `Ramp`."""
 
 
@@ -85,15 +106,15 @@ class DistillationKnobs(Part):
     """What every method shares: how the prior is asked, and at which diffusion times t (0 clean, 1 noise)."""
 
     name: str
-    guidance_scale: Knob = Field(
+    guidance_scale: ScaleKnob = Field(
         Ramp(start=2.5, end=1.5),
         description="Classifier-free guidance scale, 0 to 200, no unit. Default 2.5 → 1.5. Source: embedded.",
     )
-    t_max: Knob = Field(
+    t_max: TimeKnob = Field(
         Ramp(start=0.98, end=0.6, power=0.5),
         description="Largest diffusion time drawn, 0 to 1. Default .98 → .6 by √progress. Source: embedded.",
     )
-    t_min: Knob = Field(
+    t_min: TimeKnob = Field(
         Ramp(start=0.5, end=0.02, power=0.5),
         description="Smallest diffusion time drawn, 0 to 1. Default .5 → .02 by √progress. Source: embedded.",
     )

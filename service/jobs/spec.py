@@ -7,9 +7,9 @@ models (their training record), "product" = a decision of this product.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from pydantic.functional_validators import AfterValidator
 
 from service.jobs.knobs import (
@@ -25,11 +25,13 @@ from service.jobs.knobs import (
     Ramp,
     SdsMethod,
 )
-from service.jobs.webhook_targets import MAX_URL
+from service.jobs.webhook_targets import MAX_URL, URL_PATTERN
 
 __all__ = [
     "MAX_EMBEDDED_STEPS",
+    "MAX_SEED",
     "METHOD_NAMES",
+    "TEXT",
     "AnyMethod",
     "Candidates",
     "DistillationKnobs",
@@ -47,6 +49,7 @@ __all__ = [
     "Outputs",
     "PriorName",
     "Priority",
+    "Prompt",
     "PsdMethod",
     "Ramp",
     "RewardUse",
@@ -79,21 +82,39 @@ def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-Prompt: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), AfterValidator(_not_blank)]
+_SPACE: Final = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+"""What `str.strip` takes for space, for a character class."""
+TEXT: Final[dict[str, Any]] = {"pattern": r"^[^\u0000]*$"}
+_PROMPT: Final[dict[str, Any]] = {"pattern": rf"^[^\u0000]*[^\u0000{_SPACE}][^\u0000]*$"}
+"""For the schema: what admission and `_not_blank` refuse with a better sentence."""
+
+Prompt: TypeAlias = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_PROMPT, json_schema_extra=_PROMPT),
+    AfterValidator(_not_blank),
+]
+NegativePrompt: TypeAlias = Annotated[str, Field(max_length=MAX_PROMPT, json_schema_extra=TEXT)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Steps: TypeAlias = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Metadata: TypeAlias = Annotated[
     dict[
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")],
-        Annotated[str, StringConstraints(max_length=512)],
+        Annotated[str, Field(max_length=512, json_schema_extra=TEXT)],
     ],
-    Field(max_length=16, description="Up to 16 pairs of your own, handed back with the job; never read."),
+    Field(
+        max_length=16,
+        description="Up to 16 pairs of your own, handed back with the job; never read.",
+        json_schema_extra={"additionalProperties": False},
+    ),
 ]
 Webhook: TypeAlias = Annotated[
     str,
     # What else a URL must be depends on the operator's settings, see `webhook_targets.py`.
     StringConstraints(max_length=MAX_URL, pattern=r"^https?://"),
-    Field(description="An https URL that is told the job's end, signed (see /v1/webhooks/default)."),
+    Field(
+        description="An https URL that is told the job's end, signed (see /v1/webhooks/default).",
+        json_schema_extra={"pattern": URL_PATTERN},
+    ),
 ]
 
 
@@ -111,11 +132,27 @@ class RewardUse(Part):
     )
 
 
+MAX_CANDIDATES = 16
+"""Of one job. Source: product."""
+_KEEPS_WHAT_IT_MAKES: Final[dict[str, Any]] = {
+    "anyOf": [
+        {"properties": {"keep": {"maximum": 1}}},
+        *(
+            {"properties": {"keep": {"maximum": some}, "count": {"minimum": some}}, "required": ["count"]}
+            for some in range(2, MAX_CANDIDATES + 1)
+        ),
+    ]
+}
+"""For the schema, which cannot compare two fields."""
+
+
 class Candidates(Part):
     """How many objects to make, and how many to keep."""
 
-    count: int = Field(1, ge=1, le=16)
-    keep: int = Field(1, ge=1, le=16)
+    model_config = ConfigDict(json_schema_extra=_KEEPS_WHAT_IT_MAKES)
+
+    count: int = Field(1, ge=1, le=MAX_CANDIDATES)
+    keep: int = Field(1, ge=1, le=MAX_CANDIDATES)
     select_by: Literal["reward"] = "reward"
 
     @model_validator(mode="after")
@@ -133,7 +170,10 @@ class Mesh(Part):
         512, ge=64, le=4_096, description="Edge of the square base-color texture, pixels."
     )
     formats: Annotated[tuple[MeshFormat, ...], Field(strict=False), AfterValidator(_each_once)] = Field(
-        ("glb",), max_length=4, description="Files to write; the GLB is always among them."
+        ("glb",),
+        max_length=4,
+        description="Files to write; the GLB is always among them.",
+        json_schema_extra={"uniqueItems": True},
     )
 
 
@@ -167,7 +207,7 @@ class JobRequest(Part):
     """What a client may send; `{"prompt": "…"}` alone is enough, `null` means "as if left out"."""
 
     prompt: Prompt = Field(description="What to make, 1 to 1,000 code points.")
-    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = None
+    negative_prompt: NegativePrompt | None = None
     seed: Seed | None = Field(None, description="Drawn at submission and kept when left out.")
     preset: Name | None = Field(
         None,
@@ -199,7 +239,7 @@ class JobSpec(Part):
     """A complete job: a `JobRequest` with every default filled in by `admission.with_defaults`."""
 
     prompt: Prompt
-    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)]
+    negative_prompt: NegativePrompt
     seed: Seed
     preset: Name | None
     method: MethodConfig

@@ -10,7 +10,7 @@ from service.jobs.errors import FieldProblem, Refused
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["SweepField", "read_sweep"]
+__all__ = ["MAX_FIELDS", "SweepField", "read_sweep"]
 
 MAX_FIELDS: Final = 8
 """Fields of one sweep: more make combinations that nobody can look at."""

@@ -11,11 +11,16 @@ import re
 from typing import TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
-__all__ = ["MAX_URL", "Address", "address_problem", "url_problem"]
+__all__ = ["MAX_URL", "URL_PATTERN", "Address", "address_problem", "url_problem"]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_URL = 2_048
+URL_PATTERN = (
+    r"^https://([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}(:[1-9][0-9]{0,3})?"
+    r'([/?][!"$-\[\]-~]*)?$'
+)
+"""For schemas: the URLs that nobody refuses. Some others are taken too: public IP addresses, names of one label."""
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 _ENDS_IN_NUMBER = re.compile(r"(^|\.)(\d+|0[xX][0-9A-Fa-f]*)\.?$")
 """What resolvers may read as an IPv4 address: 127.1, 0x7f.0.0.1, 2130706433. Source: WHATWG URL, host parsing."""

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from ulid import ULID
 
 from service.jobs import outbox, tables, webhook_tries
-from service.jobs.errors import FieldProblem, IdempotencyKeyReused, Refused
+from service.jobs.errors import IdempotencyKeyReused
 from service.jobs.events import EventType
 from service.jobs.outbox import MessageState
 from service.jobs.webhook_documents import endpoint_document, message_documents
@@ -28,7 +28,14 @@ if TYPE_CHECKING:
     from service.jobs.documents import Document, Row
     from service.jobs.webhook_tries import Answer, Message
 
-__all__ = ["DEFAULT_EVENT_TYPES", "EVENT_TYPES", "TEST_TYPE", "DefaultEndpoint", "WebhookStore"]
+__all__ = [
+    "DEFAULT_EVENT_TYPES",
+    "EVENT_TYPES",
+    "TEST_TYPE",
+    "DefaultEndpoint",
+    "TooManyEndpoints",
+    "WebhookStore",
+]
 
 EVENT_TYPES: Final = (*EventType, "batch.progress", "batch.completed")
 DEFAULT_EVENT_TYPES: Final = (*sorted(outbox.JOB_ENDS), "batch.completed")
@@ -46,6 +53,10 @@ _FORGET_LIMIT = 1_000
 
 class DefaultEndpoint(ValueError):
     """The default endpoint has no URL of its own: it cannot be changed, deleted or tried."""
+
+
+class TooManyEndpoints(Exception):
+    """The owner has as many webhooks as one may have: HTTP 409."""
 
 
 class WebhookStore:
@@ -71,7 +82,7 @@ class WebhookStore:
     ) -> Document:
         """Make an endpoint; the document shows its secret. The same key and body: the same endpoint again.
 
-        Raises `IdempotencyKeyReused` (same key, other `body_hash`), and `Refused` when the owner has too many.
+        Raises `IdempotencyKeyReused` (same key, other `body_hash`), and `TooManyEndpoints`.
         """
         values = {
             "owner": owner,
@@ -262,8 +273,7 @@ def _check_room(tx: Transaction, owner: str) -> None:
     columns = tables.webhook_endpoints.c
     query = sa.select(sa.func.count()).where(columns.owner == owner, columns.url.is_not(None))
     if tx.execute(query).scalar_one() >= MAX_ENDPOINTS:
-        problem = FieldProblem("", f"there are {MAX_ENDPOINTS} webhooks already, which is the most")
-        raise Refused("invalid-request", [problem], "Delete one, or change the URL of one.")
+        raise TooManyEndpoints(f"there are {MAX_ENDPOINTS} webhooks already, which is the most")
 
 
 def _refuse_default(row: Row) -> None:

@@ -1,22 +1,26 @@
 """The product's error table, row by row: what is wrong, and the status, code and pointer of the answer.
 
-Many more kinds of wrong bodies are in `test_http_bad_input.py`, keys in `test_http_auth.py`, stores that are down
-(503) in `test_http_operation.py`.
+No code of `CODES`, nor of a failed job, is without a row. Many more kinds of wrong bodies are in
+`test_http_bad_input.py`, keys in `test_http_auth.py`, stores that are down (503) in `test_http_operation.py`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import httpx
 import pytest
 
 from service.http import stream
 from service.http.api import build_api
+from service.http.errors import CODES
 from service.jobs.capabilities import PartFacts, embedded_capabilities
+from service.jobs.errors import RefusalCode
 from service.jobs.keys import KeyStore, NewKey, Quotas
 from service.jobs.states import FailureCode
 from service.jobs.store import JobStore
+from service.jobs.webhooks import MAX_ENDPOINTS
 from tests.unit.service.conftest import InProcess
 
 if TYPE_CHECKING:
@@ -62,6 +66,9 @@ ROWS = [
     Row("GET", f"/v1/artifacts/art_{NOBODY}", 404, "unknown-artifact"),
     Row("GET", f"/v1/artifacts/art_{NOBODY}/content", 404, "unknown-artifact"),
     Row("GET", f"/v1/batches/batch_{NOBODY}", 404, "unknown-batch"),
+    Row("GET", f"/v1/webhooks/whk_{NOBODY}", 404, "unknown-webhook"),
+    Row("POST", f"/v1/webhooks/whk_{NOBODY}/deliveries/msg_{NOBODY}/replay", 404, "unknown-delivery"),
+    Row("DELETE", f"/v1/keys/key_{NOBODY}", 404, "unknown-key"),
     Row("GET", "/v1/nothing", 404, "unknown-route"),
     Row("PUT", "/v1/jobs", 405, "method-not-allowed"),
     # 413, 415: a body that is not read
@@ -111,42 +118,203 @@ def test_a_wrong_request_gets_its_row_of_the_table(http: httpx.Client, row: Row)
     assert http.get("/v1/jobs").json()["items"] == []
 
 
-def test_parts_whose_license_the_job_excludes_are_a_422(http: httpx.Client, store: JobStore) -> None:
+def test_a_wrong_method_is_told_all_that_the_path_takes(http: httpx.Client) -> None:
+    job = f"/v1/jobs/job_{NOBODY}"
+    for path, allowed in (("/v1/jobs", "GET, POST"), (job, "DELETE, GET"), ("/v1/webhooks/default", "POST")):
+        assert http.put(path).headers["Allow"] == allowed
+
+
+# ---- what depends on what was before
+
+
+@dataclass
+class Service:
+    """The application and all that lies under it."""
+
+    api: FastAPI
+    http: httpx.Client
+    store: JobStore
+    objects: ObjectStore
+    settings: Settings
+    finish: Callable[..., None]
+    client: Callable[..., httpx.Client]
+    """A client behind authentication, with a new key of these fields, or without."""
+
+    def submit(self) -> dict[str, Any]:
+        answer = self.http.post("/v1/jobs", json=CUBE)
+        assert answer.status_code == 202, answer.text
+        return dict(answer.json())
+
+    def artifact(self, retention_s: float = 60.0) -> str:
+        """Where the content of a finished job's artifact is."""
+        job = self.submit()
+        store = JobStore(self.settings.database_url, retention_s=retention_s)
+        lease = store.claim("worker")
+        assert lease is not None
+        self.finish(lease, store)
+        store.close()
+        (artifact,) = self.http.get(f"/v1/jobs/{job['id']}/artifacts").json()["items"]
+        assert self.http.get(f"/v1/artifacts/{artifact['id']}").status_code == 200
+        return f"/v1/artifacts/{artifact['id']}/content"
+
+
+@pytest.fixture
+def service(
+    api: FastAPI,
+    http: httpx.Client,
+    store: JobStore,
+    objects: ObjectStore,
+    settings: Settings,
+    finish: Callable[..., None],
+    guarded: Callable[..., httpx.Client],
+) -> Service:
+    return Service(api, http, store, objects, settings, finish, guarded)
+
+
+def without_a_key(service: Service) -> httpx.Response:
+    assert service.client().post("/v1/jobs", json=CUBE).status_code == 401
+    return service.client().get("/v1/usage")
+
+
+def with_a_key_for_reading(service: Service) -> httpx.Response:
+    reader = service.client(name="reader", scopes=["read"])
+    assert reader.get("/v1/usage").status_code == 200
+    return reader.post("/v1/jobs", json=CUBE)
+
+
+def usage_of_all_without_admin(service: Service) -> httpx.Response:
+    return service.client(name="reader", scopes=["read"]).get("/v1/usage?all_owners=true")
+
+
+def erasing_an_active_job(service: Service) -> httpx.Response:
+    return service.http.delete(f"/v1/jobs/{service.submit()['id']}")
+
+
+def retrying_an_active_job(service: Service) -> httpx.Response:
+    return service.http.post(f"/v1/jobs/{service.submit()['id']}/retry")
+
+
+def resuming_a_canceled_batch(service: Service) -> httpx.Response:
+    batch = service.http.post("/v1/batches", json={"items": [{"body": CUBE}]}).json()
+    service.http.post(f"/v1/batches/{batch['id']}/cancel")
+    return service.http.post(f"/v1/batches/{batch['id']}/resume")
+
+
+def sending_a_test_to_the_default_webhook(service: Service) -> httpx.Response:
+    webhook = service.http.post("/v1/webhooks/default").json()
+    return service.http.post(f"/v1/webhooks/{webhook['id']}/test")
+
+
+def one_webhook_too_many(service: Service) -> httpx.Response:
+    for _ in range(MAX_ENDPOINTS):
+        answer = service.http.post("/v1/webhooks", json={"url": "https://example.com/hook"})
+        assert answer.status_code == 201, answer.text
+    return service.http.post("/v1/webhooks", json={"url": "https://example.com/hook"})
+
+
+def an_expired_artifact(service: Service) -> httpx.Response:
+    return service.http.get(service.artifact(retention_s=0.0))
+
+
+def a_range_behind_the_end(service: Service) -> httpx.Response:
+    return service.http.get(service.artifact(), headers={"Range": "bytes=1000000-"})
+
+
+def an_artifact_that_somebody_deleted(service: Service) -> httpx.Response:
+    content = service.artifact()
+    for key in [one.key for one in service.objects.list("")]:
+        service.objects.delete(key)
+    return service.http.get(content)
+
+
+def a_key_with_another_body(service: Service) -> httpx.Response:
+    headers = {"Idempotency-Key": "one"}
+    service.http.post("/v1/jobs", json=CUBE, headers=headers)
+    return service.http.post("/v1/jobs", json={"prompt": "a blue cube"}, headers=headers)
+
+
+def parts_without_the_license(service: Service) -> httpx.Response:
     can = embedded_capabilities()
     restricted = PartFacts(license="CC-BY-NC-4.0", commercial_ok=False, views=4)
-    store.publish_capabilities("worker", can.model_copy(update={"priors": {"embedded": restricted}}))
-    answer = http.post("/v1/jobs", json={**CUBE, "license_policy": "commercial_ok"})
-    check(answer, 422, "license-refused", "/prior")
+    service.store.publish_capabilities("worker", can.model_copy(update={"priors": {"embedded": restricted}}))
+    return service.http.post("/v1/jobs", json={**CUBE, "license_policy": "commercial_ok"})
 
 
-def test_an_idempotency_key_with_another_body_is_a_422(http: httpx.Client) -> None:
-    headers = {"Idempotency-Key": "one"}
-    http.post("/v1/jobs", json=CUBE, headers=headers)
-    answer = http.post("/v1/jobs", json={"prompt": "a blue cube"}, headers=headers)
-    check(answer, 422, "idempotency-key-reused")
+def a_full_queue(service: Service) -> httpx.Response:
+    for _ in range(3):
+        service.submit()
+    return service.http.post("/v1/jobs", json=CUBE)
 
 
-def test_what_an_active_job_does_not_allow_is_a_409(http: httpx.Client) -> None:
-    job = http.post("/v1/jobs", json=CUBE).json()
-    check(http.delete(f"/v1/jobs/{job['id']}"), 409, "job-active")
-    check(http.post(f"/v1/jobs/{job['id']}/retry"), 409, "job-active")
+def a_quota_used_up(service: Service) -> httpx.Response:
+    client = service.client(name="ann", quotas=Quotas(max_queued=1))
+    assert client.post("/v1/jobs", json=CUBE).status_code == 202
+    return client.post("/v1/jobs", json=CUBE)
 
 
-def test_an_expired_artifact_is_a_410(
-    http: httpx.Client, settings: Settings, finish: Callable[..., None]
+def a_key_that_comes_too_often(service: Service) -> httpx.Response:
+    service.settings = service.settings.model_copy(update={"rate_limit_per_s": 0.001})
+    client = service.client(settings=service.settings, name="ann")
+    assert client.get("/v1/jobs").status_code == 200
+    return client.get("/v1/jobs")
+
+
+def too_many_streams(service: Service) -> httpx.Response:
+    service.api.state.open_streams = stream.MAX_STREAMS
+    return service.http.get(f"/v1/jobs/{service.submit()['id']}/events")
+
+
+def a_database_that_is_gone(service: Service) -> httpx.Response:
+    service.store.close()
+    service.settings.data_dir.rename(service.settings.data_dir.with_name("gone"))
+    return service.http.get("/v1/jobs")
+
+
+def a_fault_of_ours(service: Service) -> httpx.Response:
+    service.api.state.store = None
+    return service.http.get("/v1/jobs")
+
+
+SITUATIONS: list[tuple[Callable[[Service], httpx.Response], int, str, str | None]] = [
+    (without_a_key, 401, "unauthenticated", None),
+    (with_a_key_for_reading, 403, "forbidden", None),
+    (usage_of_all_without_admin, 403, "forbidden", None),
+    (erasing_an_active_job, 409, "job-active", None),
+    (retrying_an_active_job, 409, "job-active", None),
+    (resuming_a_canceled_batch, 409, "batch-conflict", None),
+    (sending_a_test_to_the_default_webhook, 409, "default-webhook", None),
+    (one_webhook_too_many, 409, "too-many-webhooks", None),
+    (an_expired_artifact, 410, "artifact-expired", None),
+    (a_range_behind_the_end, 416, "range-not-satisfiable", None),
+    (a_key_with_another_body, 422, "idempotency-key-reused", None),
+    (parts_without_the_license, 422, "license-refused", "/prior"),
+    (a_full_queue, 429, "queue-full", None),
+    (a_quota_used_up, 429, "quota-exceeded", None),
+    (a_key_that_comes_too_often, 429, "rate-limited", None),
+    (too_many_streams, 429, "too-many-streams", None),
+    (an_artifact_that_somebody_deleted, 500, "artifact-lost", None),
+    (a_fault_of_ours, 500, "internal", None),
+    (a_database_that_is_gone, 503, "store-unavailable", "/dependencies/database"),
+]
+
+
+@pytest.mark.parametrize(
+    ("situation", "status", "code", "pointer"), SITUATIONS, ids=[one[0].__name__ for one in SITUATIONS]
+)
+def test_a_request_at_the_wrong_time_gets_its_row_of_the_table(
+    service: Service,
+    situation: Callable[[Service], httpx.Response],
+    status: int,
+    code: str,
+    pointer: str | None,
 ) -> None:
-    job = http.post("/v1/jobs", json=CUBE).json()
-    forgetful = JobStore(settings.database_url, retention_s=0.0)
-    lease = forgetful.claim("worker")
-    assert lease is not None
-    finish(lease, forgetful)
-    forgetful.close()
-    (artifact,) = http.get(f"/v1/jobs/{job['id']}/artifacts").json()["items"]
-    check(http.get(f"/v1/artifacts/{artifact['id']}/content"), 410, "artifact-expired")
-    assert http.get(f"/v1/artifacts/{artifact['id']}").status_code == 200
+    check(situation(service), status, code, pointer)
 
 
-# ---- 401, 403, 404: who asks
+def test_every_code_has_a_row_and_every_row_a_code() -> None:
+    rows = {(row.code, row.status) for row in ROWS} | {(code, status) for _, status, code, _ in SITUATIONS}
+    assert rows == set(CODES.items())
+    assert set(get_args(RefusalCode)) <= CODES.keys()
 
 
 @pytest.fixture
@@ -154,10 +322,10 @@ def guarded(
     store: JobStore, objects: ObjectStore, settings: Settings, portal: BlockingPortal
 ) -> Iterator[Callable[..., httpx.Client]]:
     """Clients of the same stores behind authentication; the call makes one with a key, or without."""
-    api = build_api(store, objects, settings.model_copy(update={"auth": "on"}))
     opened = []
 
-    def client(**key: Any) -> httpx.Client:
+    def client(settings: Settings = settings, **key: Any) -> httpx.Client:
+        api = build_api(store, objects, settings.model_copy(update={"auth": "on"}))
         headers = {}
         if key:
             _, token = KeyStore(store.database).create(NewKey(**key))
@@ -170,19 +338,6 @@ def guarded(
     yield client
     for one in opened:
         one.close()
-
-
-def test_a_request_without_a_key_is_a_401(guarded: Callable[..., httpx.Client]) -> None:
-    anonymous = guarded()
-    check(anonymous.post("/v1/jobs", json=CUBE), 401, "unauthenticated")
-    check(anonymous.get("/v1/usage"), 401, "unauthenticated")
-
-
-def test_a_key_without_the_scope_is_a_403(guarded: Callable[..., httpx.Client]) -> None:
-    reader = guarded(name="reader", scopes=["read"])
-    check(reader.post("/v1/jobs", json=CUBE), 403, "forbidden")
-    check(reader.get("/v1/usage?all_owners=true"), 403, "forbidden")
-    assert reader.get("/v1/usage").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -203,27 +358,6 @@ def test_anothers_job_is_a_404(guarded: Callable[..., httpx.Client], method: str
     assert owner.get(f"/v1/jobs/{job['id']}").json()["status"] == "queued"
     assert other.get("/v1/usage").json()["items"] == []
     assert other.get("/v1/queue").json()["yours"] == {"queued": 0, "running": 0}
-
-
-# ---- 429: not now
-
-
-def test_a_full_queue_is_a_429(http: httpx.Client) -> None:
-    for _ in range(3):
-        http.post("/v1/jobs", json=CUBE)
-    check(http.post("/v1/jobs", json=CUBE), 429, "queue-full")
-
-
-def test_a_quota_used_up_is_a_429(guarded: Callable[..., httpx.Client]) -> None:
-    client = guarded(name="ann", quotas=Quotas(max_queued=1))
-    assert client.post("/v1/jobs", json=CUBE).status_code == 202
-    check(client.post("/v1/jobs", json=CUBE), 429, "quota-exceeded")
-
-
-def test_too_many_streams_are_a_429(http: httpx.Client, api: FastAPI) -> None:
-    job = http.post("/v1/jobs", json=CUBE).json()
-    api.state.open_streams = stream.MAX_STREAMS
-    check(http.get(f"/v1/jobs/{job['id']}/events"), 429, "too-many-streams")
 
 
 # ---- jobs that fail

@@ -12,13 +12,13 @@ import sqlalchemy as sa
 from service.jobs import outbox, tables
 from service.jobs.database import Database
 from service.jobs.erasing import Eraser
-from service.jobs.errors import IdempotencyKeyReused, Refused, StoreUnavailable
+from service.jobs.errors import IdempotencyKeyReused, StoreUnavailable
 from service.jobs.events import EventType
 from service.jobs.events import append as append_event
 from service.jobs.objects import open_object_store
 from service.jobs.states import FailureCode
 from service.jobs.webhook_tries import DISABLE_AFTER_S, JITTER, RETRY_AFTER_S, Answer, Message
-from service.jobs.webhooks import MAX_ENDPOINTS, DefaultEndpoint, WebhookStore
+from service.jobs.webhooks import MAX_ENDPOINTS, DefaultEndpoint, TooManyEndpoints, WebhookStore
 from tests.unit.service.jobs.job_samples import ARTIFACTS, claimed, result_of, spec_of
 
 if TYPE_CHECKING:
@@ -441,7 +441,7 @@ def test_endpoints_are_listed_in_pages_and_bounded(webhooks: WebhookStore, clock
     for _ in range(MAX_ENDPOINTS):
         clock.advance(1)
         made.append(webhooks.create(OWNER, URL)["id"])
-    with pytest.raises(Refused, match="20 webhooks"):
+    with pytest.raises(TooManyEndpoints, match="20 webhooks"):
         webhooks.create(OWNER, URL)
     first, cursor = webhooks.list_endpoints(OWNER, limit=15)
     rest, end = webhooks.list_endpoints(OWNER, limit=15, cursor=cursor)
