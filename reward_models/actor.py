@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reward_models.batching import Answer, Call, DeadlinePassed, MicroBatcher, Precision, RewardBusy
-from reward_models.shared_buffer import CAN_SHARE, Array, Elsewhere, Place, SharedBuffer
+from reward_models.shared_buffer import CAN_SHARE, Array, Elsewhere, SharedBuffer, SharedImages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,19 +120,19 @@ class RewardActor:
 
     async def score(
         self,
-        images: Array | Place,
+        images: Array | SharedImages,
         prompts: list[str],
         wants_gradient: Array,
         num_scenes: int,
         caller: str,
         timeout_s: float,
     ) -> Answer:
-        """Answer as `MicroBatcher.score` does; the gradient for images at a `Place` is left there, and not sent.
+        """Answer as `MicroBatcher.score` does; the gradient for `SharedImages` is left in their place, and not sent.
 
-        Raises `Elsewhere` where that is no place of this machine.
+        Raises `Elsewhere` where their memory is on another machine.
         """
         into = None
-        if isinstance(images, Place):
+        if isinstance(images, SharedImages):
             images, into = images.arrays(images.open())
         try:
             values, gradient = await self._batcher.score(
@@ -268,10 +268,10 @@ class RemoteReward:
 
         dtype = str(travel_dtype(images)).removeprefix("torch.")
         buffer = self._buffers.pop() if self._buffers else SharedBuffer()
-        place = buffer.place(images.shape, dtype)
-        pixels, gradient = place.arrays(buffer.memory)
+        shared = buffer.room(images.shape, dtype)
+        pixels, gradient = shared.arrays(buffer.memory)
         torch.from_numpy(pixels).copy_(images)
-        values, _ = self._ask(place, prompts, wants_gradient, num_scenes)
+        values, _ = self._ask(shared, prompts, wants_gradient, num_scenes)
         wanted = bool(wants_gradient.any())
         answer = torch.from_numpy(gradient).to(images.device, copy=True) if wanted else None
         # Not where there was no answer: it may still come, and be written there.

@@ -105,12 +105,13 @@ class MultimodalJudge:
         answers: Answers,
         *,
         license: str,
+        weights_sha256: str | None = None,
         unparsed: Literal["raise", "nan"] = "raise",
     ) -> None:
         self._format = format
         self._answers = answers
         self._unparsed = unparsed
-        self.card = _card(name, format.value_range, format.scale, license, answers)
+        self.card = _card(name, format.value_range, format.scale, license, answers, weights_sha256)
 
     def score_batch(
         self, images: Tensor, prompts: list[str], wants_gradient: Tensor
@@ -262,7 +263,12 @@ class WrittenQuestions:
 
 
 def _card(
-    name: str, value_range: tuple[float, float] | None, scale: str, license: str, answers: Answers
+    name: str,
+    value_range: tuple[float, float] | None,
+    scale: str,
+    license: str,
+    answers: Answers,
+    weights_sha256: str | None = None,
 ) -> RewardCard:
     return RewardCard(
         name=name,
@@ -272,7 +278,7 @@ def _card(
         uses_prompt=True,
         differentiable=False,
         license=license,
-        weights_sha256=None,
+        weights_sha256=weights_sha256,
         preprocessing="8-bit PNG; the model's own resizing",
     )
 

@@ -9,15 +9,16 @@ instead of in a plane, and answers differently.
 from __future__ import annotations
 
 import io
-import json
 import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
+from reward_models.multimodal_folder import ORIGIN, faults
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tokenizers import Tokenizer
@@ -88,25 +89,26 @@ class LocalQwen:
     ) -> LocalQwen:
         """Load a published folder (config.json, tokenizer.json, *.safetensors), in bfloat16 on a GPU.
 
-        Nothing is downloaded and no code of the folder runs. Raises ValueError naming what is missing.
+        Nothing is downloaded and no code of the folder runs. Raises ValueError naming the file, and the key, that is
+        missing or wrong.
         """
         from tokenizers import Tokenizer
         from transformers import Qwen2_5_VLForConditionalGeneration
 
-        for name in ("config.json", "tokenizer.json"):
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder} has no {name}: put the whole folder of a Qwen2.5-VL there")
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-        if kind != "qwen2_5_vl":
+        if wrong := faults(folder):
             raise ValueError(
-                f"{folder} holds a {kind!r}; expected a 'qwen2_5_vl'. Serve others by an endpoint"
+                f"{folder.name} is no whole folder of a Qwen2.5-VL: {'; '.join(wrong)}. Put the whole folder there "
+                f"(from {ORIGIN}, for example), or serve another model by an endpoint"
             )
-        network = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        network, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
             dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+            ignore_mismatched_sizes=True,  # they are refused below, like what is missing: both would be random
+            output_loading_info=True,
         )
+        _refuse_gaps(folder, report)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         torch.nn.Module.to(network, device)  # in place; transformers' own signature is narrower
         return cls(network, tokenizer, model=folder.name, max_tokens=max_tokens, batch=batch)
@@ -175,6 +177,20 @@ class LocalQwen:
 
     def _words(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _refuse_gaps(folder: Path, report: Mapping[str, Any]) -> None:
+    """Raise ValueError unless each tensor of the network came from the files."""
+    gaps = []
+    if keys := sorted(report["missing_keys"]):
+        gaps.append(f"they lack {len(keys)} tensor{'s' * (len(keys) > 1)}, first {keys[0]}")
+    if wrong := sorted(report["mismatched_keys"]):
+        key, found, expected = wrong[0]
+        gaps.append(f"{key} is {tuple(found)} where {tuple(expected)} is expected")
+    if gaps:
+        raise ValueError(
+            f"the weights in {folder.name} do not fit its config.json: {' and '.join(gaps)}. Fetch the folder anew"
+        )
 
 
 def _padded(row: Tensor, length: int, value: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Pictures on their way to a reward in another process of the same machine: memory that both see, not a message.
 
 Ray's object store makes, announces, pins and frees an object for each way, which takes several times as long as
-copying the pictures. So a caller writes them into memory of its own and sends only its `Place`; the reward opens that
-through /proc, which a process of the same user and container can, and leaves the gradient where the images were.
+copying the pictures. So a caller writes them into memory of its own and sends only `SharedImages`; the reward opens
+that through /proc, which a process of the same user and container can, and leaves the gradient where the images were.
 The kernel frees the memory when both have let go of it, also when they were killed.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CAN_SHARE", "Array", "Elsewhere", "Place", "SharedBuffer"]
+__all__ = ["CAN_SHARE", "Array", "Elsewhere", "SharedBuffer", "SharedImages"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 CAN_SHARE = hasattr(os, "memfd_create")
@@ -31,7 +31,7 @@ class Elsewhere(RuntimeError):
     """The memory belongs to a process that cannot be reached from here, such as one of another machine."""
 
 
-class Place(NamedTuple):
+class SharedImages(NamedTuple):
     """Where images lie, in words that can be sent to another process."""
 
     pid: int
@@ -79,12 +79,12 @@ class SharedBuffer:
         weakref.finalize(self, os.close, self._fd)
         self.memory = self._grown(1)
 
-    def place(self, shape: Sequence[int], dtype: str) -> Place:
+    def room(self, shape: Sequence[int], dtype: str) -> SharedImages:
         """Make room for images of this shape and type, and say where they lie."""
-        place = Place(os.getpid(), self._fd, self._name, tuple(shape), dtype)
-        if place.num_bytes > len(self.memory):
-            self.memory = self._grown(place.num_bytes)
-        return place
+        shared = SharedImages(os.getpid(), self._fd, self._name, tuple(shape), dtype)
+        if shared.num_bytes > len(self.memory):
+            self.memory = self._grown(shared.num_bytes)
+        return shared
 
     def _grown(self, num_bytes: int) -> mmap.mmap:
         os.ftruncate(self._fd, num_bytes)

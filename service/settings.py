@@ -85,6 +85,10 @@ class Settings(BaseSettings):
         description="OpenAI-compatible endpoint of the judge `multimodal`, up to /v1; DREAMSERVE_JUDGE_KEY is its key.",
     )
     judge_model: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="Model to ask there.")
+    judge_folder: Path | None = Field(
+        None,
+        description="Instead of an endpoint: folder of a Qwen2.5-VL, which each worker loads when a job first asks it.",
+    )
     judge_format: Literal[
         "checklist", "quality", "unified", "unified-alignment", "consistency", "appearance"
     ] = Field(
@@ -119,4 +123,15 @@ class Settings(BaseSettings):
         object.__setattr__(self, "weights_folder", weights)
         if not self.objects_url:
             object.__setattr__(self, "objects_url", (folder / "objects").as_uri())
+        if self.judge_folder is not None:
+            object.__setattr__(self, "judge_folder", self.judge_folder.expanduser().absolute())
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_two_judges(self) -> Self:
+        if self.judge_url is not None and self.judge_folder is not None:
+            raise ValueError(
+                "DREAMSERVE_JUDGE_URL and DREAMSERVE_JUDGE_FOLDER are both set, but there is one judge `multimodal`: "
+                "unset one of them"
+            )
         return self

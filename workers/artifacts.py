@@ -11,12 +11,12 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from reward_models.published import PUBLISHED, PublishedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from reward_models.published import PublishedRewardName
 
@@ -28,6 +28,9 @@ __all__ = [
     "commercial_use",
     "file_hashes",
     "fingerprint",
+    "hash_files",
+    "notes",
+    "read_notes",
     "read_receipt",
     "write_receipt",
 ]
@@ -212,8 +215,13 @@ class Noted(NamedTuple):
 
 def read_receipt(artifact: Artifact, weights: Path) -> dict[str, Noted]:
     """Read what an import has noted of an artifact's files; nothing if there is no receipt that can be read."""
+    return read_notes(artifact.folder(weights) / RECEIPT)
+
+
+def read_notes(path: Path) -> dict[str, Noted]:
+    """Read what was noted of files; nothing if that cannot be read."""
     try:
-        found = json.loads((artifact.folder(weights) / RECEIPT).read_text())["files"]
+        found = json.loads(path.read_text())["files"]
         return {name: Noted(**noted) for name, noted in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # then every file is read
@@ -222,12 +230,17 @@ def read_receipt(artifact: Artifact, weights: Path) -> dict[str, Noted]:
 def write_receipt(artifact: Artifact, weights: Path, hashes: dict[str, str]) -> None:
     """Note the files of an artifact beside them."""
     folder = artifact.folder(weights)
-    files = {}
-    for name, sha256 in hashes.items():
-        stat = (folder / name).stat()
-        files[name] = Noted(stat.st_size, stat.st_mtime_ns, sha256)._asdict()
+    files = notes(folder, hashes)
     receipt = {"artifact": artifact.name, "license": artifact.license, "files": files}
     (folder / RECEIPT).write_text(json.dumps(receipt, indent=1))
+
+
+def notes(folder: Path, hashes: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Say what `read_notes` reads: size, time and hash of files, by name."""
+    stats = {name: (folder / name).stat() for name in hashes}
+    return {
+        name: Noted(stat.st_size, stat.st_mtime_ns, hashes[name])._asdict() for name, stat in stats.items()
+    }
 
 
 def file_hashes(artifact: Artifact, weights: Path, *, trust_receipt: bool = True) -> dict[str, str]:
@@ -236,11 +249,16 @@ def file_hashes(artifact: Artifact, weights: Path, *, trust_receipt: bool = True
     What its receipt says holds as long as a file's size and time are those of its import.
     """
     folder = artifact.folder(weights)
-    known = read_receipt(artifact, weights) if trust_receipt else {}
+    names = [path.relative_to(folder).as_posix() for path in artifact.present(weights)]
+    return hash_files(folder, names, read_receipt(artifact, weights) if trust_receipt else {})
+
+
+def hash_files(folder: Path, names: Iterable[str], known: Mapping[str, Noted]) -> dict[str, str]:
+    """Give the SHA-256 of files by name, reading those that are not as they are `known`."""
     hashes = {}
-    for path in artifact.present(weights):
-        name, stat = path.relative_to(folder).as_posix(), path.stat()
-        noted = known.get(name)
+    for name in names:
+        path, noted = folder / name, known.get(name)
+        stat = path.stat()
         if noted and (noted.size_bytes, noted.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             hashes[name] = noted.sha256
         else:

@@ -7,6 +7,7 @@ import logging
 import torch
 
 from reward_models.actor import RewardUnavailable
+from reward_models.multimodal_questions import JudgeUnavailable, UnparsedAnswers
 from service.jobs.errors import StoreUnavailable
 from service.jobs.states import FailureCode
 from workers.mesh import EmptyMesh, InvalidGlb
@@ -41,6 +42,9 @@ def failure_of(error: Exception) -> tuple[FailureCode, str]:
             return FailureCode.GPU_OUT_OF_MEMORY, detail
         case StoreUnavailable() | NotStored():
             return FailureCode.STORAGE_ERROR, str(error)
+        case JudgeUnavailable() | UnparsedAnswers():
+            # The worker is well, and waits in vain: tried again, from the checkpoint, it may get its answer.
+            return FailureCode.STAGE_TIMEOUT, str(error)
         case RewardUnavailable():
             # The process of the shared reward is lost: for the job the same as its worker's.
             return FailureCode.WORKER_LOST, str(error)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 import torch
 
 from reward_models.typical import typical_scores
-from service.jobs.capabilities import Capabilities, PartFacts, RewardFacts
+from service.jobs.capabilities import AbsentFacts, Capabilities, PartFacts, RewardFacts
 from workers.artifacts import commercial_use
 from workers.cameras import CameraRig, orbit_cameras
-from workers.judges import JUDGE, absent_judge, judge_facts, load_judge
+from workers.judges import JUDGE, judge_facts, load_judge
 from workers.judging import SharedReward
 from workers.survey import Published, survey
 from workers.weights import EMBEDDED_PRIOR, REWARD_NAMES, load_reward
@@ -204,11 +204,10 @@ def load_networks(
         OnDemand(
             rewards,
             {
-                name: functools.partial(_load_reward, name, weights, device, facts)
+                name: _reward_loader(name, settings, device, facts)
                 for name, facts in published.rewards.items()
-                if name not in rewards and name != JUDGE
-            }
-            | ({JUDGE: functools.partial(_load_judge, settings)} if settings.judge_url else {}),
+                if name not in rewards
+            },
         ),
         shares_rewards=bool(shared),
         published=published,
@@ -218,13 +217,24 @@ def load_networks(
 
 def _with_judge(published: Published, settings: Settings) -> Published:
     """Add the multimodal judge to what can be had on demand, or to what is missing."""
-    if settings.judge_url is None:
-        return replace(published, absent_rewards={**published.absent_rewards, JUDGE: absent_judge()})
-    return replace(published, rewards={**published.rewards, JUDGE: judge_facts(settings)})
+    facts = judge_facts(settings)
+    if isinstance(facts, AbsentFacts):
+        return replace(published, absent_rewards={**published.absent_rewards, JUDGE: facts})
+    return replace(published, rewards={**published.rewards, JUDGE: facts})
 
 
-def _load_judge(settings: Settings) -> LoadedReward:
-    strict, tolerant = load_judge(settings)
+def _reward_loader(
+    name: str, settings: Settings, device: torch.device, facts: RewardFacts
+) -> Callable[[], LoadedReward]:
+    if name == JUDGE:
+        return functools.partial(_load_judge, settings, device, facts)
+    return functools.partial(_load_reward, name, settings.weights_folder, device, facts)
+
+
+def _load_judge(settings: Settings, device: torch.device, facts: RewardFacts) -> LoadedReward:
+    strict, tolerant = load_judge(settings, device)
+    if settings.judge_folder is not None:
+        _check_hash(JUDGE, strict.card.weights_sha256, facts)
     cpu = torch.device("cpu")
     return replace(_local_reward(strict, cpu), as_override=_local_reward(tolerant, cpu).reward)
 

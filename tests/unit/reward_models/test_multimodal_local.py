@@ -2,81 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import json
+import shutil
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 
 from reward_models.multimodal import Answers, MultimodalJudge
+from reward_models.multimodal_folder import INDEX, faults, license_of
 from reward_models.multimodal_formats import Boxed, Checklist, Unparsed
 from reward_models.multimodal_local import SPECIAL, LocalQwen
 from reward_models.multimodal_questions import Question, UnparsedAnswers, picture_bytes
+from tests.unit.reward_models.small_qwen import PAD, Tiny, make_tiny, write_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 COLORS = {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0)}
-PAD = "<|image_pad|>"
-
-
-def byte_tokenizer() -> Tokenizer:
-    """One token for each byte, and Qwen's marks."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in SPECIAL])
-    return tokenizer
-
-
-def tiny_network(tokenizer: Tokenizer, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
-    torch.manual_seed(seed)
-    marks = {mark: tokenizer.token_to_id(mark) for mark in SPECIAL}
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": tokenizer.get_vocab_size(),
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": 4096,
-            "initializer_range": 0.3,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
-            "bos_token_id": None,
-            "eos_token_id": marks["<|im_end|>"],
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": 32,
-            "fullatt_block_indexes": [1],
-            "initializer_range": 0.3,
-        },
-        image_token_id=marks[PAD],
-        video_token_id=tokenizer.get_vocab_size() - 1,
-        vision_start_token_id=marks["<|vision_start|>"],
-        vision_end_token_id=marks["<|vision_end|>"],
-    )
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
-
-
-class Tiny(NamedTuple):
-    """A transport and what it is made of."""
-
-    local: LocalQwen
-    network: Qwen2_5_VLForConditionalGeneration
-    tokenizer: Tokenizer
-
-
-def make_tiny() -> Tiny:
-    tokenizer = byte_tokenizer()
-    network = tiny_network(tokenizer)
-    return Tiny(LocalQwen(network, tokenizer, model="tiny", max_tokens=12), network, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -170,21 +116,111 @@ def test_a_model_taught_to_tell_two_colors_judges_pictures_from_pixels_to_scores
     assert values.tolist() == [[1.0, 0.0]]
 
 
-def test_a_folder_is_loaded_as_published(tmp_path: Path) -> None:
-    local, network, tokenizer = make_tiny()
-    network.save_pretrained(tmp_path)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("published")
+    write_folder(folder)
+    return folder
+
+
+def test_a_folder_is_loaded_as_published(published: Path, tiny: Tiny) -> None:
     question = [Question("What is it?", (noise(0),))]
-    loaded = LocalQwen.from_folder(tmp_path, max_tokens=12)
-    assert loaded.model == tmp_path.name
-    assert loaded.answer(question) == local.answer(question)
-    (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
-        LocalQwen.from_folder(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "tokenizer.json").touch()
-    with pytest.raises(ValueError, match="holds a 'llama'; expected a 'qwen2_5_vl'"):
-        LocalQwen.from_folder(tmp_path)
+    loaded = LocalQwen.from_folder(published, max_tokens=12)
+    assert loaded.model == published.name
+    assert loaded.answer(question) == tiny.local.answer(question)
+    assert len(list(published.glob("*.safetensors"))) > 1
+    assert (faults(published), license_of(published)) == ([], "Apache-2.0")
+
+
+def second(folder: Path) -> Path:
+    """The second of the files of the weights."""
+    return sorted(folder.glob("*.safetensors"))[1]
+
+
+def without(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+
+
+def says(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+
+
+def cut(folder: Path, share: float) -> None:
+    whole = second(folder).read_bytes()
+    second(folder).write_bytes(whole[: int(share * len(whole))])
+
+
+def changed(folder: Path, *, lacks: bool, told: bool) -> None:
+    """Take the first tensor of a file away, or give it another shape; the index may know."""
+    tensors = load_file(second(folder))
+    key = min(tensors)
+    tensors[key] = torch.zeros(3, 3)
+    if lacks:
+        del tensors[key]
+    save_file(tensors, second(folder), {"format": "pt"})
+    if told:
+        index = json.loads((folder / INDEX).read_text())
+        del index["weight_map"][key]
+        (folder / INDEX).write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda folder: without(folder, "config.json"), r"config\.json is missing"),
+        (lambda folder: without(folder, "tokenizer.json"), r"tokenizer\.json is missing"),
+        (
+            lambda folder: without(folder, INDEX),
+            r"model\.safetensors is missing, and so is model\.safetensors\.index",
+        ),
+        (lambda folder: second(folder).unlink(), r"model-00002-of-0000\d\.safetensors is missing"),
+        (
+            lambda folder: says(folder, "config.json", '{"model_type": "llama"}'),
+            "that of a 'llama', expected a 'qwen2",
+        ),
+        (lambda folder: says(folder, "config.json", "{"), r"config\.json is no JSON file"),
+        (
+            lambda folder: says(folder, INDEX, '{"weight_map": {"a": "../b.safetensors"}}'),
+            "does not say which",
+        ),
+        (lambda folder: cut(folder, 0.6), r"model-00002\S+ has \d+ bytes, expected \d+: it is cut short"),
+        (lambda folder: cut(folder, 0.0), r"model-00002\S+ has no header of a \.safetensors file"),
+        (
+            lambda folder: changed(folder, lacks=True, told=False),
+            r"model-00002\S+ has no tensor 'model\.\S+', which",
+        ),
+        (
+            lambda folder: changed(folder, lacks=True, told=True),
+            r"do not fit its config.*lack 1 tensor, first model\.",
+        ),
+        (
+            lambda folder: changed(folder, lacks=False, told=False),
+            r"model\.\S+ is \(3, 3\) where \(\d+, \d+\) is exp",
+        ),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused_with_file_and_key(
+    tmp_path: Path, published: Path, damage: Callable[[Path], None], told: str
+) -> None:
+    folder = shutil.copytree(published, tmp_path / "damaged")
+    damage(folder)
+    with pytest.raises(ValueError, match=told) as caught:
+        LocalQwen.from_folder(folder)
+    assert str(tmp_path) not in str(caught.value), "users may read it"
+
+
+@pytest.mark.parametrize(
+    ("readme", "expected"),
+    [
+        ("---\nlicense: apache-2.0\n---\n", "Apache-2.0"),
+        ("---\nlicense: other\nlicense_name: qwen-research\n---\n", "NOASSERTION"),
+        ("# no head\nlicense: mit\n", "NOASSERTION"),
+        ("---\nlanguage: en\n---\nlicense: mit\n", "NOASSERTION"),
+    ],
+)
+def test_a_license_is_what_the_head_of_the_page_says(tmp_path: Path, readme: str, expected: str) -> None:
+    (tmp_path / "README.md").write_text(readme)
+    assert license_of(tmp_path) == expected
 
 
 def test_a_foreign_tokenizer_is_refused(tiny: Tiny) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import subprocess
@@ -32,7 +31,7 @@ def test_another_process_reads_the_images_and_leaves_their_gradient_in_their_pla
     dtype: str, answered: str
 ) -> None:
     buffer = SharedBuffer()
-    place = buffer.place((2, 1, 3, 4, 4), dtype)
+    place = buffer.room((2, 1, 3, 4, 4), dtype)
     images, gradient = place.arrays(buffer.memory)
     images[:] = given = np.random.default_rng(0).random(images.shape).astype(dtype)
     subprocess.run([sys.executable, "-c", DOUBLE], input=pickle.dumps(place), check=True)
@@ -43,12 +42,11 @@ def test_another_process_reads_the_images_and_leaves_their_gradient_in_their_pla
 def test_a_buffer_grows_for_larger_images_and_ends_with_its_owner() -> None:
     before = set(os.listdir("/proc/self/fd"))
     buffer = SharedBuffer()
-    small, large = buffer.place((1, 1, 3, 2, 2), "float32"), buffer.place((1, 1, 3, 64, 64), "float32")
+    small, large = buffer.room((1, 1, 3, 2, 2), "float32"), buffer.room((1, 1, 3, 64, 64), "float32")
     for place in (small, large):
         place.arrays(buffer.memory)[0][:] = 0.5
         assert place.arrays(place.open())[0].mean() == 0.5
     del buffer
-    gc.collect()
     assert set(os.listdir("/proc/self/fd")) == before
     with pytest.raises(Elsewhere, match="cannot be reached"):
         large.open()
@@ -56,8 +54,8 @@ def test_a_buffer_grows_for_larger_images_and_ends_with_its_owner() -> None:
 
 def test_memory_of_another_container_is_never_taken_for_ours() -> None:
     buffer, other = SharedBuffer(), SharedBuffer()
-    place = buffer.place((1, 1, 3, 2, 2), "float32")
-    there = other.place((1, 1, 3, 2, 2), "float32")
+    place = buffer.room((1, 1, 3, 2, 2), "float32")
+    there = other.room((1, 1, 3, 2, 2), "float32")
     for wrong in (place._replace(fd=there.fd), place._replace(pid=2**22)):
         with pytest.raises(Elsewhere):
             wrong.open()

@@ -45,3 +45,10 @@ def test_a_wrong_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("DREAMSERVE_LEASE_S", "-1")
     with pytest.raises(ValidationError, match="lease_s"):
         Settings()
+
+
+def test_there_is_one_judge_an_endpoint_or_a_folder(tmp_path: Path) -> None:
+    for one in ({"judge_url": "http://judge/v1"}, {"judge_folder": tmp_path}):
+        Settings(**one)
+    with pytest.raises(ValidationError, match="JUDGE_URL and DREAMSERVE_JUDGE_FOLDER are both set"):
+        Settings(judge_url="http://judge/v1", judge_folder=tmp_path)
