@@ -1,16 +1,32 @@
-"""The worker pool on a Ray cluster that somebody else runs, such as KubeRay: `dreamserve pool` in its head's pod."""
+"""On a Ray cluster that somebody else runs, such as KubeRay: the worker pool, or the whole service.
+
+`dreamserve pool` in its head's pod starts what goes on without it; `dreamserve up --cluster` what ends with it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from service.settings import Settings
 
-__all__ = ["ClusterFacts", "ClusterUnreachable", "WrongRay", "connect", "ensure_pool", "look_at"]
+__all__ = [
+    "ClusterFacts",
+    "ClusterUnfit",
+    "ClusterUnreachable",
+    "WrongRay",
+    "connect",
+    "ensure_pool",
+    "joined_ray",
+    "look_at",
+    "start_service",
+]
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +38,11 @@ class ClusterUnreachable(RuntimeError):
     """No Ray cluster answered in time."""
 
 
-class WrongRay(RuntimeError):
+class ClusterUnfit(RuntimeError):
+    """The service cannot run on this cluster; the text says why, and what to do."""
+
+
+class WrongRay(ClusterUnfit):
     """The cluster runs another Ray or Python than this process."""
 
 
@@ -41,15 +61,12 @@ def look_at(address: str, timeout_s: float) -> ClusterFacts:
 
     from workers.pool import NAMESPACE, SCALER_NAME
 
-    connect(address, timeout_s)
-    try:
+    with joined_ray(address, timeout_s):
         state: Any = ray  # these two are untyped
         alive = [node for node in state.nodes() if node["Alive"]]
         has = state.cluster_resources()
         pool = _is_there(SCALER_NAME, NAMESPACE)
         return ClusterFacts(len(alive), has.get("CPU", 0.0), has.get("GPU", 0.0), pool)
-    finally:
-        ray.shutdown()
 
 
 def ensure_pool(settings: Settings, address: str, timeout_s: float) -> bool:
@@ -58,12 +75,9 @@ def ensure_pool(settings: Settings, address: str, timeout_s: float) -> bool:
     Safe to call again, also by two at once. The pool outlives this process, and does not wait to be scheduled:
     the nodes that it needs may come later. Raises as `connect` does.
     """
-    import ray
-
     from workers.pool import NAMESPACE, SCALER_NAME, start_pool
 
-    connect(address, timeout_s)
-    try:
+    with joined_ray(address, timeout_s):
         if _is_there(SCALER_NAME, NAMESPACE):
             return False
         try:
@@ -73,8 +87,53 @@ def ensure_pool(settings: Settings, address: str, timeout_s: float) -> bool:
                 raise
             return False
         return True
+
+
+@contextlib.contextmanager
+def joined_ray(address: str, timeout_s: float) -> Iterator[None]:
+    """Connect to the Ray cluster at `address` for a while; raises as `connect` does."""
+    import ray
+
+    connect(address, timeout_s)
+    try:
+        yield
     finally:
         ray.shutdown()
+
+
+def start_service(settings: Settings, host: str, port: int, ending: contextlib.ExitStack) -> tuple[Any, bool]:
+    """Start frontend and pool on the connected cluster: the pool scaler's handle, and whether the pool is ours.
+
+    A pool that is there already is left as it is. What is started here is put into `ending`. Raises `ClusterUnfit`.
+    """
+    import ray
+
+    from workers.pool import NAMESPACE, SCALER_NAME, end_pool, start_pool
+    from workers.up import start_frontend
+
+    state: Any = ray
+    nodes = sum(node["Alive"] for node in state.nodes())
+    if nodes > 1 and settings.database_url.startswith("sqlite"):
+        raise ClusterUnfit(
+            f"the cluster has {nodes} nodes, and the database is a file of this one ({settings.database_url}). Set "
+            "DREAMSERVE_DATABASE_URL to a PostgreSQL database that all nodes reach"
+        )
+    ending.callback(_end_frontend, was_there=_is_there("SERVE_CONTROLLER_ACTOR", "serve"))
+    start_frontend(settings, host, port)
+    if _is_there(SCALER_NAME, NAMESPACE):
+        return ray.get_actor(SCALER_NAME, namespace=NAMESPACE), False
+    ending.callback(end_pool, settings)
+    return start_pool(settings), True
+
+
+def _end_frontend(*, was_there: bool) -> None:
+    """End the Serve application, and Serve itself unless it ran before."""
+    from ray import serve
+
+    if was_there:
+        serve.delete("default")  # Serve's name for an application without one
+    else:
+        serve.shutdown()
 
 
 def connect(address: str, timeout_s: float) -> None:

@@ -29,6 +29,9 @@ SHORT_LIFE_S, PAUSE_MAX_S = 20.0, 60.0
 """A worker that died younger than this is replaced after a pause, which doubles each time."""
 TROUBLED_PAUSE_S = 4.0
 """The pause after three of them in a row."""
+SILENT_S = 60.0
+"""A worker that answers nothing for so long is frozen, or stuck in something that lets no thread run. Its leases have
+run out by then; ending it frees what it holds."""
 
 
 class WorkerHandle(Protocol):
@@ -38,6 +41,11 @@ class WorkerHandle(Protocol):
 
     def state(self) -> str | None:
         """`starting | idle | busy | draining`, `ENDED` after `end_when_idle`, None when it died."""
+        ...
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since it last answered; 0 before its first answer."""
         ...
 
     def end_when_idle(self) -> None: ...
@@ -112,12 +120,17 @@ class Pool:
             self._idle_since.setdefault(name, now)
         else:
             self._idle_since.pop(name, None)
-        if state not in (None, ENDED):
+        silent = state not in (None, ENDED) and handle.silent_s > SILENT_S
+        if state not in (None, ENDED) and not silent:
             return
         del self._workers[name]
         if state == ENDED:
-            log.info("worker %s has ended, as nothing is to be done", name)
+            log.info("worker %s has ended in good order", name)
             handle.kill()
+        elif silent:
+            log.warning("worker %s has not answered for %.0f s, and is ended", name, handle.silent_s)
+            handle.kill()
+            self._untold.append(name)
         else:
             log.warning("worker %s died", name)
             self._untold.append(name)

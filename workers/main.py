@@ -47,10 +47,14 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = DEFAULT_PORT,
     data_dir: DataDir = None,
     workers: Annotated[int | None, typer.Option(min=0, max=64, help="Worker processes.")] = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Run on the Ray cluster of RAY_ADDRESS, else on this machine's.")
+    ] = False,
 ) -> None:
-    """Run the embedded service (API and workers) until Ctrl-C; prints {"url": …} when it is ready."""
+    """Run the service (API and workers) until Ctrl-C; prints {"url": …} when it is ready."""
     from service.jobs.errors import StoreUnavailable
     from service.jobs.objects import UnfitStore, open_checked_store
+    from workers.cluster import ClusterUnfit, ClusterUnreachable
     from workers.up import check_database, run_service
     from workers.weights import check_weights
 
@@ -61,8 +65,11 @@ def up(
         check_database(settings)
     except (ValueError, FileNotFoundError, StoreUnavailable, UnfitStore) as error:
         usage(str(error))
+    address = os.environ.get("RAY_ADDRESS", "auto") if cluster else None
     try:
-        status = run_service(settings, host, port)
+        status = run_service(settings, host, port, address)
+    except (ClusterUnreachable, ClusterUnfit) as error:
+        usage(str(error))
     except OSError as error:
         usage(f"cannot listen at {host}:{port}: {error.strerror or error}. Choose another --port, or 0.")
     raise typer.Exit(status)
@@ -110,11 +117,11 @@ def pool(
 ) -> None:
     """Start the worker pool on a running Ray cluster, unless it is there; it goes on without this process."""
     from service.settings import Settings
-    from workers.cluster import ClusterUnreachable, WrongRay, ensure_pool
+    from workers.cluster import ClusterUnfit, ClusterUnreachable, ensure_pool
 
     try:
         started = ensure_pool(Settings(), address, timeout_s)
-    except (ClusterUnreachable, WrongRay, ValueError) as error:
+    except (ClusterUnreachable, ClusterUnfit, ValueError) as error:
         usage(str(error))
     typer.echo("The pool is started." if started else "The pool was there already.", err=True)
 

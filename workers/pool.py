@@ -7,11 +7,13 @@ a name in a job's `attempts` is one process.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from service.jobs.errors import StoreUnavailable
 from workers.keeping import ENDED, NAME_PREFIX, LedPool, Pool, wanted_workers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from reward_models.actor import RemoteReward
     from service.settings import Settings
@@ -34,6 +36,7 @@ __all__ = [
     "PoolScaler",
     "WorkerActor",
     "build_worker",
+    "end_pool",
     "reward_actor_name",
     "start_pool",
     "start_reward",
@@ -45,6 +48,9 @@ NAMESPACE = "dreamserve"
 """Of all named actors."""
 SCALER_NAME = "pool-scaler"
 TEND_EVERY_S = 0.5
+LOOK_AT_NODE_EVERY_S = 1.0
+FAREWELL_S = 5.0
+"""What a worker that has left its jobs gives the scaler to see that it ended in good order."""
 
 
 # ---- a worker in its process
@@ -67,12 +73,20 @@ def build_worker(
 class WorkerActor:
     """One worker as a Ray actor: it lives in a thread of its own, beside which `ping` and `drain` are answered."""
 
+    build = staticmethod(build_worker)
+
     def __init__(self, settings: Settings, name: str) -> None:
+        from service.jobs.store import JobStore
+        from workers.watchdog import Watchdog, give_up
+
         write_log(settings)
         rewards = remote_rewards(settings, name) if settings.reward_placement == "actor" else None
-        self._worker = build_worker(settings, name, rewards)
+        self._worker = self.build(settings, name, rewards)
+        store = JobStore(settings.database_url)
+        Watchdog(lambda: self._worker.attempts, functools.partial(give_up, store)).start()
         self._life = threading.Thread(target=self._live, name="life", daemon=True)
         self._life.start()
+        threading.Thread(target=self._leave_with_node, name="node", daemon=True).start()
 
     def _live(self) -> None:
         try:
@@ -80,6 +94,19 @@ class WorkerActor:
         except BaseException:
             log.exception("worker %s cannot go on", self._worker.name)
             os._exit(1)  # the scaler sees a dead actor, whatever was the matter
+
+    def _leave_with_node(self) -> None:
+        """Drain when the node is to go: reclaimed by its cloud, idle for the autoscaler, or told to by an operator."""
+        here = ray.get_runtime_context().get_node_id()
+        while here not in draining_nodes():
+            if not self._life.is_alive():
+                return
+            time.sleep(LOOK_AT_NODE_EVERY_S)
+        log.warning("worker %s leaves with its node, which is being drained", self._worker.name)
+        self._worker.drain()
+        self._life.join()
+        time.sleep(FAREWELL_S)  # until the scaler has noticed
+        os._exit(0)
 
     def ping(self) -> str:
         return self._worker.state if self._life.is_alive() else ENDED
@@ -90,6 +117,17 @@ class WorkerActor:
     def drain(self) -> None:
         self._worker.drain()
         self._life.join()
+
+
+def draining_nodes() -> Collection[str]:
+    """List the nodes that Ray will end soon; none while the cluster's head does not answer."""
+    try:
+        # No public function tells this; Ray's own libraries ask here too.
+        found: Collection[str] = ray._private.state.state.get_draining_nodes()
+    except Exception as error:
+        log.debug("cannot ask which nodes are being drained: %s", error)
+        return ()
+    return found
 
 
 def remote_rewards(settings: Settings, caller: str) -> dict[str, RemoteReward]:
@@ -151,6 +189,8 @@ class PoolScaler:
     An upgrade runs two clusters for a while, and Ray may start a second scaler before the first has ended.
     """
 
+    worker = WorkerActor
+
     def __init__(self, settings: Settings) -> None:
         from service.jobs.leadership import Leadership
         from service.jobs.store import JobStore
@@ -161,7 +201,7 @@ class PoolScaler:
         leadership = Leadership(store.database, SCALER_NAME, me)
         pool = Pool(
             functools.partial(wanted_workers, settings, store),
-            functools.partial(_start_worker, settings),
+            functools.partial(_start_worker, self.worker, settings),
             store.worker_lost,
             idle_s=settings.worker_idle_s,
             may_act=lambda: leadership.is_held,
@@ -201,6 +241,12 @@ class _RayWorker:
         self._handle = handle
         self._said = "starting"
         self._asked: Any = None
+        self._answered_at: float | None = None
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since its last answer; 0 before the first, as it may have no node yet."""
+        return 0.0 if self._answered_at is None else time.monotonic() - self._answered_at
 
     def state(self) -> str | None:
         """Read the answer to the last question and ask the next, without waiting.
@@ -210,7 +256,7 @@ class _RayWorker:
         answered = self._asked is not None and ray.wait([self._asked], timeout=0)[0]
         try:
             if answered:
-                self._said = ray.get(self._asked)
+                self._said, self._answered_at = ray.get(self._asked), time.monotonic()
             if answered or self._asked is None:
                 self._asked = self._handle.ping.remote()
         except ActorUnavailableError:  # out of reach for now: its leases run out if it does not come back
@@ -233,9 +279,9 @@ class _RayWorker:
         ray.kill(self._handle)
 
 
-def _start_worker(settings: Settings, name: str) -> _RayWorker:
+def _start_worker(kind: type[WorkerActor], settings: Settings, name: str) -> _RayWorker:
     # Detached: workers outlive a scaler that dies, and the next one takes them over.
-    actor = ray.remote(WorkerActor).options(
+    actor = ray.remote(kind).options(
         name=name,
         namespace=NAMESPACE,
         lifetime="detached",
@@ -279,12 +325,22 @@ def start_reward(settings: Settings, name: str) -> Any:
     return actor.remote(functools.partial(load_reward, name, settings.weights_folder), options)
 
 
-def start_pool(settings: Settings) -> Any:
-    """Start the shared rewards and the scaler on the connected cluster; the scaler's handle."""
+def end_pool(settings: Settings) -> None:
+    """End scaler and shared rewards on the connected cluster; workers are to be drained before."""
+    names = [SCALER_NAME]
+    if settings.reward_placement == "actor":
+        names += map(reward_actor_name, shared_rewards(settings))
+    for name in names:
+        with contextlib.suppress(ValueError):  # Ray's: there is no such actor
+            ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+
+
+def start_pool(settings: Settings, kind: type[PoolScaler] = PoolScaler) -> Any:
+    """Start the shared rewards and a scaler on the connected cluster; the scaler's handle."""
     if settings.reward_placement == "actor":
         for name in shared_rewards(settings):
             start_reward(settings, name)
-    scaler = ray.remote(PoolScaler).options(
+    scaler = ray.remote(kind).options(
         name=SCALER_NAME,
         namespace=NAMESPACE,
         lifetime="detached",

@@ -1,7 +1,8 @@
-"""The embedded service on loopback: a private Ray cluster with the HTTP frontend, the rewards and the workers.
+"""The service in the foreground: the HTTP frontend, the rewards and the workers, on a private Ray cluster.
 
 Everything started here ends with this process: in good order on SIGTERM or Ctrl-C, and also when it is killed
-(Ray's processes notice that their parent is gone).
+(Ray's processes notice that their parent is gone). On an existing cluster (see `cluster.py`) what a killed one leaves
+stays, and the next one uses it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workers.cluster import joined_ray, start_service
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
@@ -33,6 +36,8 @@ __all__ = ["check_database", "free_port", "private_ray", "run_service", "start_f
 
 READY_S = 120.0
 """How long the frontend may take to answer; it takes seconds on an idle machine."""
+CONNECT_S = 15.0
+"""How long a cluster may take to answer."""
 DRAIN_S, DRAIN_SLACK_S, SHUTDOWN_S = 12.0, 6.0, 10.0
 """What workers get to checkpoint and give back their jobs, what asking them may take beyond that, and what Ray gets
 to end its processes: together less than the 30 s in which everything is promised to have ended."""
@@ -58,22 +63,30 @@ class _Stop:
         self.event.set()
 
 
-def run_service(settings: Settings, host: str, port: int) -> int:
+def run_service(settings: Settings, host: str, port: int, address: str | None = None) -> int:
     """Run the service until a signal says otherwise; the exit status.
 
-    `port` 0 takes a free one. Prints one JSON line with the URL on stdout when /readyz answers.
+    It runs on a Ray of its own, or on the cluster at `address`; that goes on when the service ends. `port` 0 takes a
+    free one. Prints one JSON line with the URL on stdout when /readyz answers. Raises as `joined_ray` does.
     """
     port = free_port(host, port)
     stop = _Stop()
     stop.listen()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     _say(f"Starting: {settings.workers} worker(s), data in {settings.data_dir} …")
-    with private_ray(), contextlib.ExitStack() as ending:
+    connected = private_ray() if address is None else joined_ray(address, CONNECT_S)
+    with connected, contextlib.ExitStack() as ending:
         stop.listen()  # Ray has put its own handlers in place
         if stop.event.is_set():
             return 0
-        scaler = _start_everything(settings, host, port)
-        ending.callback(_drain, scaler)
+        if address is None:
+            scaler, is_ours = _start_everything(settings, host, port), True
+        else:
+            scaler, is_ours = start_service(settings, host, port, ending)
+        if is_ours:
+            ending.callback(_drain, scaler)
+        else:
+            _say("A pool runs on this cluster already: it is used, and stays when this ends.")
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         if not _wait_until_ready(url, stop.event):
             if stop.event.is_set():

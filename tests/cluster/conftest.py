@@ -49,9 +49,10 @@ def descendants(pid: int) -> dict[int, str]:
 class Up:
     """One `dreamserve up`."""
 
-    def __init__(self, data_dir: Path, **environment: str) -> None:
+    def __init__(self, data_dir: Path, *options: str, **environment: str) -> None:
         self.data_dir = data_dir
         command = [sys.executable, "-m", "workers.main", "up", "--port", "0", "--data-dir", str(data_dir)]
+        command += options
         quick = {"DREAMSERVE_TORCH_THREADS": "1", "DREAMSERVE_CHECKPOINT_INTERVAL_S": "1"}
         # On a busy machine Ray's niceness would starve the workers.
         environ = os.environ | {"RAY_worker_niceness": "0"} | quick | environment
@@ -135,8 +136,8 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     """Start services that end with the test."""
     started: list[Up] = []
 
-    def start(name: str = "data", **environment: str) -> Up:
-        started.append(Up(tmp_path / name, **environment))
+    def start(name: str = "data", *options: str, **environment: str) -> Up:
+        started.append(Up(tmp_path / name, *options, **environment))
         return started[-1]
 
     yield start

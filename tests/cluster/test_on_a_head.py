@@ -30,6 +30,8 @@ from tests.manifests.rendering import K8S, of_kind, render
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.cluster.conftest import Up
+
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow,
@@ -105,6 +107,8 @@ def program(
 class Head:
     """A Ray head with the environment of a pod."""
 
+    process: subprocess.Popen[bytes]
+
     def __init__(self, folder: Path, ray_folder: str) -> None:
         self.folder = folder
         self.gcs, self.dashboard, self.metrics, self.http = (free_port() for _ in range(4))
@@ -162,7 +166,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
         prefix="ray", ignore_cleanup_errors=True
     ) as folder:  # short: it holds sockets
         head = Head(tmp_path / "data", folder)
-        with program(head.command, head.environment, tmp_path / "ray.log"):
+        with program(head.command, head.environment, tmp_path / "ray.log") as head.process:
             yield head
 
 
@@ -223,6 +227,29 @@ def test_a_head_gets_frontend_and_pool_and_prometheus_sees_all_that_is_shown(
     here = {name for name in wanted if not name.startswith(NOT_HERE)} - set(LABELED_EVENTS)
     assert len(here) > 40
     wait_for(lambda: _all_are_there(here, prometheus))
+
+
+def test_a_service_joins_a_cluster_and_leaves_it_as_it_was(head: Head, up: Callable[..., Up]) -> None:
+    head.environment |= {"RAY_ADDRESS": f"127.0.0.1:{head.gcs}", "DREAMSERVE_AUTH": "off"}
+    head.environment |= {"DREAMSERVE_SHARED_REWARDS": '["embedded-multiview"]'}
+    wait_for(lambda: head.dreamserve("doctor").returncode == 0)
+    wrong = head.dreamserve("up", "--cluster", "--port", "0", ray_version="2.59.0")
+    assert wrong.returncode == 2
+    assert "Version mismatch: The cluster was started with: Ray: 2.60.0" in wrong.stderr
+
+    def ours() -> list[str]:
+        kinds = ("WorkerActor", "PoolScaler", "RewardActor", "ServeReplica", "ProxyActor")
+        lines = [line for line in descendants(head.process.pid).values() if line.startswith("ray::")]
+        return sorted(kind for kind in kinds for line in lines if kind in line)
+
+    service = up("data", "--cluster", **head.environment)
+    wait_for(lambda: len(ours()) == 5)
+    assert not [line for line in descendants(service.process.pid).values() if line.startswith("ray::")]
+    service.succeeded(service.submit(steps=1, method="sds"))
+    status, seconds = service.terminate()
+    assert (status, seconds < 30) == (0, True), service.errors.read_text()
+    assert head.process.poll() is None, "the cluster goes on"
+    wait_for(lambda: not ours())
 
 
 def _doctor_knows(head: Head, url: str) -> None:

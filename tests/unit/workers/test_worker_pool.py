@@ -26,6 +26,7 @@ class Hand:
     obedient: bool = True
     killed: bool = False
     told_to_end: bool = False
+    silent_s: float = 0.0
 
     def state(self) -> str | None:
         return self.mood if self.alive else None
@@ -169,6 +170,19 @@ def test_a_busy_worker_is_never_sent_home() -> None:
     for farm.now in (100.0, 1_000.0):
         farm.pool.tend()
     assert not any(hand.told_to_end for hand in farm.hands)
+
+
+def test_a_frozen_worker_is_ended_and_replaced_within_a_minute() -> None:
+    farm = Farm(wanted=1)
+    frozen = farm.hands[0]
+    frozen.silent_s = 60.0
+    farm.pool.tend()
+    assert farm.pool.names == (frozen.name,), "it may only be slow"
+    frozen.silent_s = 60.5
+    farm.pool.tend()
+    assert frozen.killed
+    assert farm.lost == [frozen.name]
+    assert farm.pool.names == (farm.hands[1].name,)
 
 
 def test_one_that_leaves_is_replaced_when_it_is_wanted_again() -> None:
