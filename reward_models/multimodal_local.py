@@ -100,7 +100,7 @@ class LocalQwen:
                 f"{folder.name} is no whole folder of a Qwen2.5-VL: {'; '.join(wrong)}. Put the whole folder there "
                 f"(from {ORIGIN}, for example), or serve another model by an endpoint"
             )
-        network, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
@@ -108,6 +108,7 @@ class LocalQwen:
             ignore_mismatched_sizes=True,  # they are refused below, like what is missing: both would be random
             output_loading_info=True,
         )
+        network, report = loaded
         _refuse_gaps(folder, report)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         torch.nn.Module.to(network, device)  # in place; transformers' own signature is narrower
