@@ -66,17 +66,21 @@ class Pool:
         lost: Callable[[str], object],
         *,
         idle_s: float = 60.0,
+        at_most: float = math.inf,
         may_act: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`start` makes a worker of a given name, `lost` is told the name of one that died.
 
-        A spare worker may be without work for `idle_s`. `may_act` is asked before a worker is started or sent home.
+        A spare worker may be without work for `idle_s`. `at_most` bounds all workers, those too that are to end when
+        they are idle: each holds what it was given until then. `may_act` is asked before a worker is started or sent
+        home.
         """
         self._wanted = wanted
         self._idle_s = idle_s
         self._start = start
         self._lost = lost
+        self._at_most = at_most
         self._may_act = may_act
         self._clock = clock
         self._workers: dict[str, tuple[WorkerHandle, float]] = {}
@@ -108,11 +112,14 @@ class Pool:
         self._tell()
         wanted = self._wanted()
         self._send_home(wanted)
-        while len(self._workers) - len(self._leaving) < wanted and self._clock() >= self._not_before:
+        while self._lacks_one(wanted) and self._clock() >= self._not_before:
             if not self._may_act():
                 return
             name = f"{NAME_PREFIX}{uuid.uuid4().hex[:8]}"
             self._workers[name] = (self._start(name), self._clock())
+
+    def _lacks_one(self, wanted: int) -> bool:
+        return len(self._workers) - len(self._leaving) < wanted and len(self._workers) < self._at_most
 
     def _look_at(self, name: str, handle: WorkerHandle, born: float) -> None:
         state, now = handle.state(), self._clock()

@@ -204,6 +204,7 @@ class PoolScaler:
             functools.partial(_start_worker, self.worker, settings),
             store.worker_lost,
             idle_s=settings.worker_idle_s,
+            at_most=settings.workers,
             may_act=lambda: leadership.is_held,
         )
         self._led = LedPool(pool, leadership, _living_workers)

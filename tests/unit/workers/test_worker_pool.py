@@ -197,6 +197,27 @@ def test_one_that_leaves_is_replaced_when_it_is_wanted_again() -> None:
     assert len(farm.hands) == 2
 
 
+def test_the_bound_holds_also_while_one_leaves() -> None:
+    hands: list[Hand] = []
+
+    def start(name: str) -> Hand:
+        hands.append(Hand(name, mood="idle"))
+        return hands[-1]
+
+    wanted, now = 1, 0.0
+    pool = Pool(lambda: wanted, start, print, idle_s=0, at_most=1, clock=lambda: now)
+    pool.tend()
+    wanted = 0
+    pool.tend()
+    assert hands[0].told_to_end
+    wanted = 1
+    pool.tend()
+    assert len(hands) == 1, "the first one still holds its GPU"
+    hands[0].mood = ENDED
+    pool.tend()
+    assert len(hands) == 2
+
+
 def test_as_many_workers_are_wanted_as_the_jobs_fill_within_the_bounds() -> None:
     class Store:
         jobs = 0
