@@ -39,9 +39,8 @@ check: setup ## formatting, lint, types, import graph
 test: setup ## the fast tests: offline, no servers (JOBS=2 at a time)
 	$(PYTEST_TOGETHER) -m "not slow and not cluster and not gpu"
 
-test-all: setup test ## also the slow ones, then those with Ray, an S3 server and promtool, one at a time
-	$(PYTEST_TOGETHER) -m "slow and not cluster"
-	$(BIN)/pytest -q -m cluster
+test-all: setup test ## also the slow ones, and those with Ray, an S3 server and promtool
+	$(PYTEST_TOGETHER) --dist worksteal --durations=25 -m "slow or cluster"
 
 chaos: setup ## N=1000 SEED=0: random failures from outside; did any job get lost, doubled or mixed up?
 	$(BIN)/python -m tests.chaos $(or $(N),1000) --seed $(or $(SEED),0)
