@@ -78,7 +78,10 @@ def _swept(method: str, knob: str, value: float | str) -> Arm:
 SUITES: dict[str, list[Arm]] = {
     "default": [Arm("sds")],
     "weak": _preference_arms("weak-", WEAK_STEPS, weak=True),
-    "draft": _preference_arms("draft-", DRAFT_STEPS, weak=False),
+    "draft": [
+        *_preference_arms("draft-", DRAFT_STEPS, weak=False),
+        Arm("draft-dreamdpo-paper", {"name": "dreamdpo", "form": "paper"}, DRAFT_STEPS),
+    ],
     "methods": _preference_arms("", 300, weak=False),
     "sweep": _sweep_arms(),
 }
