@@ -207,7 +207,16 @@ def made(
     batch = http.post("/v1/batches", json=lines, headers=alice).json()
     webhook = http.post("/v1/webhooks", json={"url": "https://example.com/hook"}, headers=alice).json()
     message = http.post(f"/v1/webhooks/{webhook['id']}/test", headers=alice).json()
-    things = {"job": done, "artifact": artifact, "batch": batch, "webhook": webhook, "message": message}
+    key = KeyStore(store.database).list_keys()[0]
+    assert key["name"] == "alice"
+    things = {
+        "job": done,
+        "artifact": artifact,
+        "batch": batch,
+        "webhook": webhook,
+        "message": message,
+        "key": key,
+    }
     return {f"{name}_id": thing["id"] for name, thing in things.items()}
 
 
@@ -220,10 +229,16 @@ def test_every_route_answers_404_for_what_is_another_owners(
 ) -> None:
     walked = 0
     for method, path, operation in operations:
-        names = [name for name in re.findall(r"\{(\w+)\}", path) if name.endswith("_id")]
-        if not names or operation["security"] == [{"ApiKey": ["admin"]}]:
-            continue  # who has the scope admin sees every owner's keys
+        names = re.findall(r"\{(\w+)\}", path)
+        if not names:
+            continue
         assert set(names) <= made.keys(), f"make one for Alice in the fixture above: {path}"
+        if operation["security"] == [{"ApiKey": ["admin"]}]:
+            # Who has the scope admin sees every owner's keys; to anybody else it does not tell which there are.
+            for key_id in (made["key_id"], "key_01ARZ3NDEKTSV4RRFFQ69G5FAV"):
+                refused = http.request(method, path.format(key_id=key_id), headers=bob)
+                assert (refused.status_code, refused.json()["code"]) == (403, "forbidden"), path
+            continue
         url = path.format(**made)
         body = {"json": {}} if operation.get("requestBody") else {}
         refused = http.request(method, url, headers=bob, **body)
@@ -235,11 +250,24 @@ def test_every_route_answers_404_for_what_is_another_owners(
 
 
 def test_lists_show_what_is_ones_own(
-    http: httpx.Client, made: dict[str, str], alice: dict[str, str], bob: dict[str, str]
+    http: httpx.Client,
+    made: dict[str, str],
+    alice: dict[str, str],
+    bob: dict[str, str],
+    operations: list[tuple[str, str, dict[str, Any]]],
 ) -> None:
-    for path in ("/v1/jobs", "/v1/batches", "/v1/webhooks"):
+    looked = [path for method, path, _ in operations if method == "get" and "{" not in path]
+    looked += [f"/v1/jobs?batch_id={made['batch_id']}", "/v1/usage?since=2020-01-01"]
+    for path in looked:
+        shown = http.get(path, headers=bob)
+        assert shown.status_code == (403 if path == "/v1/keys" else 200), path
+        for mine in (*made.values(), "alice", "a cat", "a dog"):
+            assert mine not in shown.text, path
+        if path != "/metrics" and (items := shown.json().get("items")):
+            assert path in ("/v1/methods", "/v1/rewards"), items
+    for path in ("/v1/jobs", "/v1/batches", "/v1/webhooks", "/v1/usage"):
+        assert path in looked
         assert len(http.get(path, headers=alice).json()["items"]) >= 1, path
-        assert http.get(path, headers=bob).json()["items"] == [], path
 
 
 def test_idempotency_keys_of_two_owners_do_not_meet(

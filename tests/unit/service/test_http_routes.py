@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jsonschema_rs
 import pytest
 from starlette.routing import Route
 
 from service.http.api import RESOURCES, probes
+from service.jobs.capabilities import embedded_capabilities
 
 if TYPE_CHECKING:
     import httpx
     from fastapi import FastAPI
+
+    from service.jobs.store import JobStore
 
 PROMISED = """
 POST   /generate
@@ -35,7 +39,6 @@ POST   /v1/batches/{batch_id}/resume
 POST   /v1/batches/{batch_id}/retry-failed
 GET    /v1/batches/{batch_id}/events
 GET    /v1/batches/{batch_id}/results
-GET    /v1/batches/{batch_id}/events
 GET    /v1/methods
 GET    /v1/rewards
 GET    /v1/queue
@@ -155,3 +158,115 @@ def test_every_reference_of_the_document_leads_somewhere(http: httpx.Client) -> 
         for part in reference.removeprefix("#/").split("/"):
             assert part in found, reference
             found = found[part]
+
+
+def test_what_creates_something_takes_an_idempotency_key(
+    http: httpx.Client, operations: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    reference = {"$ref": "#/components/parameters/IdempotencyKey"}
+    found = {where for where, one in operations.items() if one.get("x-idempotency-key") == reference}
+    retry = "/v1/jobs/{job_id}/retry"
+    assert found == {
+        ("POST", path) for path in ("/generate", "/v1/jobs", retry, "/v1/batches", "/v1/webhooks")
+    }
+    parameter = http.get("/openapi.json").json()["components"]["parameters"]["IdempotencyKey"]
+    assert (parameter["in"], parameter["schema"]["maxLength"]) == ("header", 255)
+
+
+def test_a_service_that_asks_for_no_key_describes_none(
+    http: httpx.Client, operations: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    assert "securitySchemes" not in http.get("/openapi.json").json()["components"]
+    for where, operation in operations.items():
+        assert "security" not in operation, where
+        assert "401" not in operation["responses"], where
+
+
+def test_no_parameter_may_be_null(operations: dict[tuple[str, str], dict[str, Any]]) -> None:
+    for where, operation in operations.items():
+        for parameter in operation.get("parameters", []):
+            assert "null" not in str(parameter["schema"]), (where, parameter["name"])
+
+
+# ---- the schema of a job says what is accepted
+
+
+def schema_of_a_job(http: httpx.Client) -> jsonschema_rs.Validator:
+    document = http.get("/openapi.json").json()
+    return jsonschema_rs.Draft202012Validator(
+        {"$ref": "#/components/schemas/JobRequest", "components": document["components"]}
+    )
+
+
+METHOD = {"name": "dreamdpo"}
+REWARD = {"name": "embedded-multiview"}
+OTHER = {"name": "embedded-alignment"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_accepted"),
+    [
+        ({}, True),
+        ({"prompt": " \t\u3000"}, False),
+        ({"prompt": "a\u0000b"}, False),
+        ({"prompt": "\u00a0x"}, True),
+        ({"negative_prompt": "\u0000"}, False),
+        ({"seed": 7.0}, True),
+        ({"seed": 7.5}, False),
+        ({"steps": 20_000}, True),
+        ({"steps": 20_001}, False),
+        ({"prior": "embedded"}, True),
+        ({"prior": "mvdream"}, False),
+        ({"preset": "dreamdpo-paper"}, False),
+        ({"effort": "preview"}, False),
+        ({"method": "psd"}, True),
+        ({"method": {"guidance_scale": 2.0}}, False),
+        ({"method": {**METHOD, "guidance_scale": 201}}, False),
+        ({"method": {**METHOD, "guidance_scale": {"start": 1, "end": 200}}}, True),
+        ({"method": {**METHOD, "t_max": 0.5, "t_min": 0.5}}, True),
+        ({"method": {**METHOD, "t_min": 0.99}}, False),
+        ({"method": {**METHOD, "t_min": {"start": 0.1, "end": 0.2, "begin": 0.9, "until": 0.8}}}, False),
+        ({"method": {**METHOD, "judge": "embedded-alignment"}, "referee": "embedded-multiview"}, False),
+        ({"method": METHOD, "rewards": [OTHER], "referee": "embedded-multiview"}, True),
+        ({"method": METHOD, "rewards": []}, False),
+        ({"method": "sds", "rewards": []}, True),
+        ({"rewards": [REWARD, OTHER]}, True),
+        ({"rewards": [REWARD, REWARD]}, False),
+        ({"rewards": [{"name": "imagereward"}]}, False),
+        ({"rewards": [{**REWARD, "version": "v2"}]}, False),
+        ({"referee": "embedded-multiview"}, False),
+        ({"referee": "embedded-alignment"}, True),
+        ({"candidates": {"count": 4, "keep": 4}}, True),
+        ({"candidates": {"count": 4, "keep": 5}}, False),
+        ({"candidates": {"keep": 2}}, False),
+        ({"candidates": {"count": 2}, "method": "sds", "rewards": []}, False),
+        ({"mesh": {"formats": ["stl", "obj"]}}, True),
+        ({"mesh": {"formats": ["stl", "stl"]}}, False),
+        ({"outputs": {"turntable": True}}, False),
+        ({"metadata": {"k": "v"}}, True),
+        ({"metadata": {"a b": "v"}}, False),
+        ({"metadata": {"k": "\u0000"}}, False),
+        ({"webhook": "https://example.com:8443/hook?x=1"}, True),
+        ({"webhook": "https://example.com/hook#x"}, False),
+        ({"webhook": "https://user@example.com/"}, False),
+        ({"webhook": "https://localhost/"}, False),
+    ],
+)
+def test_the_schema_of_a_job_says_what_is_accepted(
+    http: httpx.Client, fields: dict[str, Any], is_accepted: bool
+) -> None:
+    body = {"prompt": "a red cube", **fields}
+    assert (http.post("/v1/estimates", json=body).status_code == 200) == is_accepted
+    assert schema_of_a_job(http).is_valid(body) == is_accepted
+
+
+def test_the_schema_of_a_job_names_what_live_workers_have(http: httpx.Client, store: JobStore) -> None:
+    can = embedded_capabilities()
+    some = {"methods": {"sds": can.methods["sds"]}, "efforts": ("preview", "draft")}
+    assert schema_of_a_job(http).is_valid({"prompt": "a cube", "method": "psd"})
+    store.publish_capabilities("worker", can.model_copy(update=some))
+    narrow = schema_of_a_job(http)
+    assert not narrow.is_valid({"prompt": "a cube", "method": "psd"})
+    assert narrow.is_valid({"prompt": "a cube", "method": {"name": "sds"}, "effort": "preview"})
+    assert not narrow.is_valid({"prompt": "a cube", "effort": "preview", "steps": 5})
+    assert not narrow.is_valid({"prompt": "a cube", "effort": "full"})
