@@ -1,0 +1,70 @@
+"""The use of a worker's time as it is reported is what the kernel has counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from tests.bench.utilization import uses
+from tests.unit.workers.small_workers import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.slow
+
+
+class Counted(NamedTuple):
+    """Seconds since some beginning."""
+
+    at: float
+    busy: float
+    """On a core, or waiting for one: a thread that does holds its GPU too."""
+
+
+def counted(thread: threading.Thread) -> Counted:
+    statistics = Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text().split()
+    return Counted(time.monotonic(), sum(map(int, statistics[:2])) / 1e9)
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_utilization_is_what_the_kernel_counted(tmp_path: Path) -> None:
+    service = Service(tmp_path, slots_per_worker=1, report_interval_s=1, checkpoint_interval_s=60)
+    worker = service.worker()
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+
+    def do(steps: int) -> None:
+        job_id = service.submit(steps=steps)
+        wait_for(lambda: service.job(job_id)["status"] == "succeeded")
+        wait_for(lambda: worker.state == "idle")
+        time.sleep(0.5)  # what it did is told when it begins to idle
+
+    try:
+        do(steps=1)  # whatever is loaded, is loaded
+        before, began = uses(service), counted(thread)
+        do(steps=200)
+        time.sleep(2.0)
+        ended = counted(thread)
+    finally:
+        worker.drain()
+        thread.join()
+    after, held_s = uses(service), ended.at - began.at
+    assert sum(after.values()) - sum(before.values()) == pytest.approx(
+        held_s, abs=3.0
+    )  # it ends within two or three
+    share = (after["optimizing"] - before["optimizing"]) / held_s
+    outside = (ended.busy - began.busy) / held_s
+    print(f"reported {share:.3f}, from outside {outside:.3f} of {held_s:.1f} s")
+    assert 0.1 < outside < 0.9
+    assert share == pytest.approx(outside, abs=0.03)
