@@ -15,13 +15,15 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from service.http.errors import Problem, problems
-from service.http.rates import RateLimit  # noqa: TC001 - FastAPI reads the annotations
-from service.http.requests import ServiceSettings, Store  # noqa: TC001 - FastAPI reads the annotations
 from service.jobs.keys import SCOPES, KeyStore, Scope
 from service.jobs.tables import LOCAL_OWNER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from service.http.rates import RateLimit
+    from service.jobs.store import JobStore
+    from service.settings import Settings
 
 __all__ = ["Admin", "Caller", "Identity", "authenticate", "describe_security"]
 
@@ -47,22 +49,18 @@ class Caller(NamedTuple):
 _LOCAL: Final = Caller(LOCAL_OWNER, frozenset(SCOPES))
 
 
-async def _rates(request: Request) -> RateLimit:
-    rates: RateLimit = request.app.state.rates
-    return rates
-
-
 async def authenticate(
-    store: Store,
-    settings: ServiceSettings,
-    rates: Annotated[RateLimit, Depends(_rates)],
-    shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+    request: Request, shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
 ) -> Caller:
     """Answer whose key came with the request; raise the 401 `Problem` without a valid one.
 
     A key that comes too often gets the 429 `Problem` before the database is asked. Where authentication is off,
     everybody is the local owner and may do everything.
     """
+    # Not by dependencies of its own: the framework would resolve each of them anew for every request.
+    store: JobStore = request.app.state.store
+    settings: Settings = request.app.state.settings
+    rates: RateLimit = request.app.state.rates
     if settings.auth == "off":
         return _LOCAL
     if shown is None:

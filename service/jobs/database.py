@@ -106,14 +106,12 @@ class Transaction:
             if worker_s:
                 self._write_usage(owner, worker_s)
         shard = random.randrange(_NUM_SHARDS)  # noqa: S311 - spreads load, guards nothing
-        for (name, labels), amount in sorted(self._counted.items()):
-            row = self._insert(tables.tallies).values(name=name, labels=labels, shard=shard, value=amount)
-            self.connection.execute(
-                row.on_conflict_do_update(
-                    index_elements=["name", "labels", "shard"],
-                    set_={"value": tables.tallies.c.value + row.excluded.value},
-                )
-            )
+        rows = [
+            {"name": name, "labels": labels, "shard": shard, "value": amount}
+            for (name, labels), amount in sorted(self._counted.items())
+        ]
+        if rows:
+            self.connection.execute(_add_to_tallies(self.connection.dialect.name), rows)
 
     def _write_clock(self, owner: str, worker_s: float, at_least: float) -> None:
         columns = tables.owners.c
@@ -132,8 +130,19 @@ class Transaction:
         )
 
     def _insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-        """Begin an insert that may say what to do on a conflict (not in SQLAlchemy's common language)."""
-        return sqlite.insert(table) if self.connection.dialect.name == "sqlite" else postgresql.insert(table)
+        return _insert(self.connection.dialect.name, table)
+
+
+def _insert(dialect: str, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """Begin an insert that may say what to do on a conflict (not in SQLAlchemy's common language)."""
+    return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+
+
+@functools.cache
+def _add_to_tallies(dialect: str) -> sa.Insert:
+    row = _insert(dialect, tables.tallies)
+    added = {"value": tables.tallies.c.value + row.excluded.value}
+    return row.on_conflict_do_update(index_elements=["name", "labels", "shard"], set_=added)
 
 
 class Database:

@@ -36,6 +36,7 @@ STEPS_BY_EFFORT = {"preview": 0, "draft": 100, "full": 300}
 """Source: product (embedded column)."""
 DRAFT_STEPS = 2_000
 """Of a preset, whose `full` is its own number of steps. Source: product (column of published models)."""
+DEFAULT_METHOD: Final = SdsMethod()
 DEFAULT_REWARD = "embedded-multiview"
 DEFAULT_REFEREE, PUBLISHED_REFEREE = "embedded-alignment", "imagereward"
 """Source: product."""
@@ -122,7 +123,7 @@ def _method(request: JobRequest, preset: Preset | None) -> AnyMethod:
     """Choose the method: knobs that a request leaves out are its preset's, if that is of the same method."""
     asked = request.method
     if preset is None:
-        return asked or SdsMethod()
+        return asked or DEFAULT_METHOD
     if asked is None:
         return preset.method
     if asked.name != preset.method.name:

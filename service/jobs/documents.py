@@ -135,7 +135,7 @@ class Pace:
 
 
 def queue_document(row: Row, place: Place, pace: Pace, now: float) -> Document:
-    """Tell why a queued job waits, its place (1 is next), and when it may start (null without experience)."""
+    """Tell why a queued job waits, its place (1 is next) and when it may start; null where that is not known."""
     backoff_s = max(0.0, row.not_before - now)
     if row.held:
         reason = "paused"
@@ -148,8 +148,10 @@ def queue_document(row: Row, place: Place, pace: Pace, now: float) -> Document:
     return {"reason": reason, "position": place.position, "eta_s": _wait_s(place.position, backoff_s, pace)}
 
 
-def _wait_s(position: int, backoff_s: float, pace: Pace) -> list[float] | None:
+def _wait_s(position: int | None, backoff_s: float, pace: Pace) -> list[float] | None:
     """Count the rounds of running jobs that must end first, each as long as recent jobs were."""
+    if position is None:
+        return None
     ahead = pace.running + position - 1
     if not pace.slots or (pace.run_s is None and ahead >= pace.slots):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +92,7 @@ def retire(tx: Transaction, worker: str) -> None:
 
 def known_capabilities(tx: Transaction) -> Known | None:
     """Unite what live workers have published, or else what the last ones had; None when there never was one."""
-    columns = tables.capabilities.c
-    rows = tx.execute(sa.select(tables.capabilities).order_by(columns.worker)).all()
+    rows = tx.execute(_published()).all()
     if not rows:
         return None
     live = [row for row in rows if row.expires_at > tx.now]
@@ -100,35 +100,48 @@ def known_capabilities(tx: Transaction) -> Known | None:
     return Known(merge(published), len(live), min(tx.now, max(float(row.expires_at) for row in rows)))
 
 
+@cache
+def _published() -> sa.Select[Any]:
+    return sa.select(tables.capabilities).order_by(tables.capabilities.c.worker)
+
+
 def pace(tx: Transaction) -> Pace:
     """Measure how fast the queue moves."""
-    jobs = tables.jobs.c
     slots, _ = live_slots(tx)
-    active = jobs.state.in_(sorted(ACTIVE))
-    running = tx.execute(sa.select(sa.func.count()).select_from(tables.jobs).where(active)).scalar_one()
-    recent = tx.execute(
-        sa.select(jobs.ended_at - jobs.started_at)
-        .where(jobs.state == JobState.SUCCEEDED.value)
-        .order_by(jobs.ended_at.desc())
-        .limit(_NUM_RECENT)
-    )
-    run_s = sorted(float(seconds) for seconds in recent.scalars())
+    running = tx.execute(_num_running()).scalar_one()
+    run_s = sorted(float(seconds) for seconds in tx.execute(_recent_run_s()).scalars())
     if not run_s:
         return Pace(slots, running, None)
     low, _, high = quantiles(run_s, n=4, method="inclusive") if len(run_s) > 1 else run_s * 3
     return Pace(slots, running, (low, high))
 
 
+@cache
+def _num_running() -> sa.Select[Any]:
+    active = tables.jobs.c.state.in_(sorted(ACTIVE))
+    return sa.select(sa.func.count()).select_from(tables.jobs).where(active)
+
+
+@cache
+def _recent_run_s() -> sa.Select[Any]:
+    jobs = tables.jobs.c
+    succeeded = sa.select(jobs.ended_at - jobs.started_at).where(jobs.state == JobState.SUCCEEDED.value)
+    return succeeded.order_by(jobs.ended_at.desc()).limit(_NUM_RECENT)
+
+
 def live_slots(tx: Transaction) -> tuple[int, int]:
     """Count the scenes that live workers run at a time, and those that they run now."""
-    columns = tables.workers.c
-    row = tx.execute(
-        sa.select(
-            sa.func.coalesce(sa.func.sum(columns.slots), 0).label("slots"),
-            sa.func.coalesce(sa.func.sum(columns.busy_slots), 0).label("busy"),
-        ).where(columns.expires_at > tx.now, columns.state != "draining")
-    ).one()
+    row = tx.execute(_live_slots(), {"now": tx.now}).one()
     return int(row.slots), int(row.busy)
+
+
+@cache
+def _live_slots() -> sa.Select[Any]:
+    columns = tables.workers.c
+    return sa.select(
+        sa.func.coalesce(sa.func.sum(columns.slots), 0).label("slots"),
+        sa.func.coalesce(sa.func.sum(columns.busy_slots), 0).label("busy"),
+    ).where(columns.expires_at > sa.bindparam("now"), columns.state != "draining")
 
 
 def wanted_slots(tx: Transaction) -> int:

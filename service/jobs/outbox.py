@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from ulid import ULID
@@ -126,8 +127,12 @@ def default_endpoint(tx: Transaction, owner: str) -> Row:
 
 def _endpoints(tx: Transaction, owners: Collection[str]) -> Sequence[Row]:
     """Read the endpoints of some owners that are to be told anything."""
+    return tx.execute(_listening(), {"owners": sorted(owners)}).all()
+
+
+@cache
+def _listening() -> sa.Select[Any]:
     columns = tables.webhook_endpoints.c
-    query = sa.select(columns.id, columns.owner, columns.event_types).where(
-        columns.owner.in_(sorted(owners)), columns.url.is_not(None), columns.disabled_at.is_(None)
-    )
-    return tx.execute(query.order_by(columns.id)).all()
+    theirs = columns.owner.in_(sa.bindparam("owners", expanding=True))
+    query = sa.select(columns.id, columns.owner, columns.event_types)
+    return query.where(theirs, columns.url.is_not(None), columns.disabled_at.is_(None)).order_by(columns.id)

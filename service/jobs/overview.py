@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from service.jobs import reading, tables
 from service.jobs.fleet import live_slots
+from service.jobs.places import MAX_PLACE
 from service.jobs.states import ACTIVE, FINAL, JobState
 from service.jobs.submission import NewJob, insert_jobs, new_ids
 
@@ -80,6 +81,8 @@ def _estimate(tx: Transaction, spec: JobSpec, queue: Document) -> Document:
     reason = None
     if run_s is None:
         reason = f"no job with {kind} is among the last {_NUM_RECENT} that succeeded here"
+    elif queue["position"] is None:
+        reason = f"more than {MAX_PLACE} jobs would start first: the wait is unknown"
     elif wait_s is None:
         reason = (
             "no live worker has told how many jobs it takes, or none has finished one: the wait is unknown"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -46,9 +47,8 @@ class _OwnersQuota:
     """The quotas of one owner, and what it has of them."""
 
     def __init__(self, tx: Transaction, owner: str) -> None:
-        columns = tables.owners.c
         self._owner, self._now = owner, tx.now
-        self._limits = tx.execute(sa.select(tables.owners).where(columns.owner == owner)).one_or_none()
+        self._limits = tx.execute(_limits(), {"mine": owner}).one_or_none()
         self.num_queued, self._used_s = 0, 0.0
         if self._limits is not None and self._limits.max_queued is not None:
             self.num_queued = _num_queued(tx, owner)
@@ -75,12 +75,22 @@ class _OwnersQuota:
 
 def _num_queued(tx: Transaction, owner: str | None = None) -> int:
     """Count the queued jobs, those held back too: of all owners, or of one."""
-    jobs = tables.jobs.c
-    query = sa.select(sa.func.count()).select_from(tables.jobs).where(jobs.state == JobState.QUEUED.value)
-    if owner is not None:
-        # Both values of `held` are named so that the index of the queue can be used.
-        query = query.where(jobs.held.in_([False, True]), jobs.owner == owner)
-    return int(tx.execute(query).scalar_one())
+    if owner is None:
+        return int(tx.execute(_all_queued()).scalar_one())
+    # Both values of `held` are named so that the index of the queue can be used.
+    mine = tables.jobs.c.held.in_([False, True]), tables.jobs.c.owner == owner
+    return int(tx.execute(_all_queued().where(*mine)).scalar_one())
+
+
+@cache
+def _all_queued() -> sa.Select[Any]:
+    queued = tables.jobs.c.state == JobState.QUEUED.value
+    return sa.select(sa.func.count()).select_from(tables.jobs).where(queued)
+
+
+@cache
+def _limits() -> sa.Select[Any]:
+    return sa.select(tables.owners).where(tables.owners.c.owner == sa.bindparam("mine"))
 
 
 def _used_today(tx: Transaction, owner: str) -> float:

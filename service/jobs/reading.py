@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -24,14 +25,19 @@ __all__ = ["artifact", "artifacts", "exists", "get", "get_many", "list_jobs"]
 
 def get(tx: Transaction, job_id: str, owner: str | None = None) -> Document | None:
     """Build one job's document; None when it never existed, or is another's than `owner`."""
-    query = sa.select(tables.jobs).where(tables.jobs.c.id == job_id, *_of(owner))
-    return next(iter(_documents(tx, tx.execute(query).all())), None)
+    rows = tx.execute(_by_id(), {"ids": [job_id]}).all()
+    return next(iter(_documents(tx, [row for row in rows if owner in (None, row.owner)])), None)
 
 
 def get_many(tx: Transaction, job_ids: Collection[str]) -> dict[str, Document]:
     """Build the documents of some jobs, by id."""
-    query = sa.select(tables.jobs).where(tables.jobs.c.id.in_(sorted(job_ids)))
-    return {document["id"]: document for document in _documents(tx, tx.execute(query).all())}
+    rows = tx.execute(_by_id(), {"ids": sorted(job_ids)}).all()
+    return {document["id"]: document for document in _documents(tx, rows)}
+
+
+@cache
+def _by_id() -> sa.Select[Any]:
+    return sa.select(tables.jobs).where(tables.jobs.c.id.in_(sa.bindparam("ids", expanding=True)))
 
 
 def exists(tx: Transaction, job_id: str, owner: str | None = None) -> bool:
@@ -89,10 +95,10 @@ def artifact(tx: Transaction, artifact_id: str, owner: str | None = None) -> tup
 
 
 def _documents(tx: Transaction, rows: Sequence[Row]) -> list[Document]:
-    ids = [row.id for row in rows]
-    attempts = _children(tx, tables.attempts, "number", ids)
-    made = _children(tx, tables.artifacts, "number", ids)
-    scores = series.read(tx, ids)
+    tried = [row.id for row in rows if row.attempt]  # the others have nothing yet
+    attempts = _children(tx, tables.attempts, "number", tried)
+    made = _children(tx, tables.artifacts, "number", tried)
+    scores = series.read(tx, tried)
     queues = _queues(tx, [row for row in rows if row.state == JobState.QUEUED])
     return [
         job_document(row, attempts[row.id], made[row.id], queues.get(row.id))
@@ -104,9 +110,16 @@ def _documents(tx: Transaction, rows: Sequence[Row]) -> list[Document]:
 def _children(tx: Transaction, table: sa.Table, order: str, ids: list[str]) -> defaultdict[str, list[Any]]:
     """Read the rows that belong to some jobs, in order, by job."""
     by_job: defaultdict[str, list[Any]] = defaultdict(list)
-    for row in tx.execute(sa.select(table).where(table.c.job_id.in_(ids)).order_by(table.c[order])):
-        by_job[row.job_id].append(row)
+    if ids:
+        for row in tx.execute(_of_jobs(table, order), {"ids": ids}):
+            by_job[row.job_id].append(row)
     return by_job
+
+
+@cache
+def _of_jobs(table: sa.Table, order: str) -> sa.Select[Any]:
+    wanted = table.c.job_id.in_(sa.bindparam("ids", expanding=True))
+    return sa.select(table).where(wanted).order_by(table.c[order])
 
 
 def _queues(tx: Transaction, rows: Sequence[Row]) -> dict[str, Document]:

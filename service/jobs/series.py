@@ -77,9 +77,11 @@ def keep(tx: Transaction, row: Row, points: Iterable[ScorePoint]) -> None:
 
 def read(tx: Transaction, job_ids: Sequence[str]) -> defaultdict[str, list[Document]]:
     """Read the series of some jobs, in the order of their steps."""
+    series: defaultdict[str, list[Document]] = defaultdict(list)
+    if not job_ids:
+        return series
     columns = tables.scores.c
     query = sa.select(tables.scores).where(columns.job_id.in_(job_ids)).order_by(columns.step)
-    series: defaultdict[str, list[Document]] = defaultdict(list)
     for row in tx.execute(query):
         reward = None if row.reward is None else (row.reward, row.reward_score)
         referee = None if row.referee is None else (row.referee, row.referee_score)

@@ -43,6 +43,7 @@ __all__ = [
     "forgo",
     "has_room",
     "in_order",
+    "owners_in_line",
     "turn_at",
     "waiting",
 ]
@@ -107,7 +108,7 @@ def waiting(tx: Transaction) -> list[Share]:
 def _waiting() -> sa.Select[Any]:
     """Select the owners with queued jobs, and what `Share` tells of them; built once, as every claim asks it."""
     jobs, owners = tables.jobs, tables.owners.c
-    names = _owners_with_queued_jobs()
+    names = owners_in_line()
     mine = jobs.c.owner == names.c.owner
     first = sa.select(sa.func.min(jobs.c.turn_at)).where(*claimable(jobs), mine).scalar_subquery()
     return (
@@ -123,8 +124,11 @@ def _waiting() -> sa.Select[Any]:
     )
 
 
-def _owners_with_queued_jobs() -> sa.CTE:
-    """Step from owner to owner in the index: `SELECT DISTINCT` would read every queued job."""
+def owners_in_line() -> sa.CTE:
+    """Name the owners with queued jobs, and null at the end.
+
+    It steps from owner to owner in the index: `SELECT DISTINCT` would read every queued job.
+    """
     jobs, later = tables.jobs, tables.jobs.alias()
     names = sa.select(sa.func.min(jobs.c.owner).label("owner")).where(*claimable(jobs)).cte(recursive=True)
     following = sa.select(sa.func.min(later.c.owner)).where(*claimable(later), later.c.owner > names.c.owner)
@@ -138,8 +142,13 @@ def claimable(jobs: sa.FromClause) -> tuple[sa.ColumnElement[bool], ...]:
 
 def _running(tx: Transaction) -> Counter[str]:
     """Count the jobs that workers hold, by owner; not in SQL, where SQLite would read all jobs of each owner."""
+    return Counter(tx.execute(_owners_of_running()).scalars())
+
+
+@cache
+def _owners_of_running() -> sa.Select[Any]:
     jobs = tables.jobs.c
-    return Counter(tx.execute(sa.select(jobs.owner).where(jobs.state.in_(sorted(ACTIVE)))).scalars())
+    return sa.select(jobs.owner).where(jobs.state.in_(sorted(ACTIVE)))
 
 
 def has_room(tx: Transaction, share: Share) -> bool:
@@ -167,15 +176,21 @@ def enter(tx: Transaction, owner: str) -> None:
 
     That is the least of those who have jobs queued or running; when there is none, the furthest of all.
     """
-    jobs, owners = tables.jobs.c, tables.owners.c
-    queued = sa.select(jobs.id).where(*claimable(tables.jobs), jobs.owner == owner).limit(1)
-    if tx.execute(queued).one_or_none() is not None:
+    owners = tables.owners.c
+    if tx.execute(_in_line(), {"mine": owner}).one_or_none() is not None:
         return
     present = [share.served_s for share in waiting(tx)]
     present += tx.execute(sa.select(owners.served_s).where(owners.owner.in_(_running(tx)))).scalars()
     floor = min(present) if present else tx.execute(sa.select(sa.func.max(owners.served_s))).scalar_one()
     if floor:
         tx.serve(owner, at_least=floor)
+
+
+@cache
+def _in_line() -> sa.Select[Any]:
+    """Select any job of an owner that is in the line."""
+    jobs = tables.jobs.c
+    return sa.select(jobs.id).where(*claimable(tables.jobs), jobs.owner == sa.bindparam("mine")).limit(1)
 
 
 def charge(tx: Transaction, owner: str, worker_s: float) -> None:

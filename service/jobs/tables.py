@@ -90,9 +90,12 @@ jobs = sa.Table(
     sa.Index("jobs_by_lease", "state", "lease_until"),
     sa.Index("jobs_by_deadline", "state", "deadline_at"),
     sa.Index("jobs_by_end", "state", "ended_at"),
+    # For lists, newest first: each filter has an index that ends in the order.
     sa.Index("jobs_by_owner", "owner", "id"),
-    sa.Index("jobs_by_method", "method", "id"),
-    sa.Index("jobs_by_batch", "batch_id", "state", "id"),
+    sa.Index("jobs_by_state", "owner", "state", "id"),
+    sa.Index("jobs_by_method", "owner", "method", "id"),
+    sa.Index("jobs_by_batch", "batch_id", "id"),
+    sa.Index("jobs_by_batch_state", "batch_id", "state", "id"),
 )
 
 attempts = sa.Table(

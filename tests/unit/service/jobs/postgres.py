@@ -35,8 +35,11 @@ def account() -> str | None:
 
 
 @contextmanager
-def running_server(programs: Path) -> Iterator[str]:
-    """Start a server that listens on a Unix socket only; yields the URL of its databases, less their name."""
+def running_server(programs: Path, *, durable: bool = False) -> Iterator[str]:
+    """Start a server that listens on a Unix socket only; yields the URL of its databases, less their name.
+
+    `durable`: it syncs the disk as a real one does, which tests need not wait for.
+    """
     user = account()
     # A short path: those of Unix sockets are limited to 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
@@ -49,7 +52,7 @@ def running_server(programs: Path) -> Iterator[str]:
 
     try:
         run("initdb", "-A", "trust", "-U", "tester", "--no-sync", "-E", "UTF8", "--no-locale")
-        options = f"-c listen_addresses='' -c fsync=off -k {folder}"
+        options = f"-c listen_addresses='' -c fsync={'on' if durable else 'off'} -k {folder}"
         run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
         try:
             yield f"postgresql+psycopg://tester@/{{name}}?host={folder}"

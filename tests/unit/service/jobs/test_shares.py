@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from service.jobs import places
 from service.jobs.keys import KeyStore, NewKey
 from service.jobs.states import Stage
 from service.jobs.store import JobStore
@@ -244,6 +245,19 @@ def test_positions_of_one_owner_are_exact(any_store: JobStore, clock: FakeClock)
     told = dict(zip(ids, positions(any_store, ids), strict=True))
     taken = [claimed(any_store, worker=f"worker-{turn}").job_id for turn in range(6)]
     assert [told[job_id] for job_id in taken] == [1, 2, 3, 4, 5, 6]
+
+
+def test_nobody_is_told_a_place_beyond_those_that_are_counted(
+    any_store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "MAX_PLACE", 5)
+    ids = submit(any_store, "me", 7)
+    assert positions(any_store, ids) == [1, 2, 3, 4, 5, None, None]
+    submit(any_store, "you", 3)
+    assert positions(any_store, ids) == [1, 3, 5, None, None, None, None]
+    deep = any_store.get(ids[-1])
+    assert deep is not None
+    assert deep["queue"] == {"reason": "scaling_up", "position": None, "eta_s": None}
 
 
 def test_the_place_told_at_submission_is_the_one_told_later(store: JobStore, clock: FakeClock) -> None:
