@@ -23,7 +23,7 @@ from service.client_errors import ClientError, ServiceUnavailableError, raise_fo
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import date
     from pathlib import Path
 
@@ -171,6 +171,15 @@ class AsyncJobHandle(JobDocument):
         call = core.submission(f"/v1/jobs/{self.id}/retry", None, idempotency_key)
         return AsyncJobHandle(self._client, (await self._client.submit(call)).json())
 
+    async def keep(self, candidates: Sequence[int]) -> Self:
+        """Keep these candidates and no others, the first of them foremost: `download` fetches its files from now on.
+
+        Raises `RefusedError` unless the job has succeeded, `InvalidRequestError`, `NotFoundError` when it has expired.
+        """
+        call = core.action("POST", f"/v1/jobs/{self.id}/keep", {"candidates": list(candidates)})
+        self.document = (await self._client.request(call.method, call.path, **call.arguments)).json()
+        return self
+
     async def delete(self) -> None:
         """Erase the job and its artifacts for ever. Raises `RefusedError` while it is active."""
         await self._client.request("DELETE", f"/v1/jobs/{self.id}")
@@ -207,12 +216,14 @@ class AsyncJobHandle(JobDocument):
         items: list[Document] = page["items"]
         return items
 
-    async def download(self, path: str | os.PathLike[str], kind: str = "glb") -> Path:
+    async def download(
+        self, path: str | os.PathLike[str], kind: str = "glb", *, candidate: int | None = None
+    ) -> Path:
         """Write the job's first artifact of `kind` to `path`, checked and whole; see `JobHandle.download`.
 
         The blocks are written in this thread: a local disk takes them faster than a network brings them.
         """
-        artifact = self._find_artifact(await self.artifacts(), kind)
+        artifact = self._find_artifact(await self.artifacts(), kind, candidate)
         with core.Download(artifact, path) as download:
             try:
                 async with self._client.stream(core.content(artifact["id"])) as response:

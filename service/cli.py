@@ -139,6 +139,9 @@ def watch(job_id: JobId, timeout: Timeout = None, url: Url = DEFAULT_URL, as_jso
 def get(
     job_id: JobId,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write its mesh here.")] = None,
+    candidate: Annotated[
+        int | None, typer.Option(help="That of this candidate; by default the one that is kept foremost.")
+    ] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Print a job's document, and write its mesh when -o is given."""
@@ -147,7 +150,7 @@ def get(
         job = client.job(job_id)
         if output is not None:
             _check_writable(output)
-            job.download(output, kind)
+            job.download(output, kind, candidate=candidate)
             say(f"Wrote {output}")
         print_json(job.document)
 
@@ -185,6 +188,22 @@ def cancel(
     with explained_errors(), Client(url) as client:
         job = client.job(job_id).cancel(keep_partial=keep_partial)
         say(f"{job.id} is {job.status}.")
+        typer.echo(job.id)
+
+
+@app.command()
+def keep(
+    job_id: JobId,
+    candidates: Annotated[
+        list[int], typer.Argument(metavar="CANDIDATE…", min=0, help="Indices, the foremost first.")
+    ],
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Keep these candidates of a job in place of those that the reward has chosen."""
+    with explained_errors(), Client(url) as client:
+        job = client.job(job_id).keep(candidates)
+        said = " and ".join(f"candidate {index}" for index in candidates)
+        say(f"{job.id} keeps {said}.")
         typer.echo(job.id)
 
 

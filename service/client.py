@@ -37,7 +37,7 @@ from service.client_errors import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import date
     from pathlib import Path
 
@@ -204,6 +204,15 @@ class JobHandle(JobDocument):
         call = core.submission(f"/v1/jobs/{self.id}/retry", None, idempotency_key)
         return JobHandle(self._client, self._client.submit(call).json())
 
+    def keep(self, candidates: Sequence[int]) -> Self:
+        """Keep these candidates and no others, the first of them foremost: `download` fetches its files from now on.
+
+        Raises `RefusedError` unless the job has succeeded, `InvalidRequestError`, `NotFoundError` when it has expired.
+        """
+        call = core.action("POST", f"/v1/jobs/{self.id}/keep", {"candidates": list(candidates)})
+        self.document = self._client.request(call.method, call.path, **call.arguments).json()
+        return self
+
     def delete(self) -> None:
         """Erase the job and its artifacts for ever. Raises `RefusedError` while it is active."""
         self._client.request("DELETE", f"/v1/jobs/{self.id}")
@@ -246,12 +255,15 @@ class JobHandle(JobDocument):
         items: list[Document] = self._client.request("GET", f"/v1/jobs/{self.id}/artifacts").json()["items"]
         return items
 
-    def download(self, path: str | os.PathLike[str], kind: str = "glb") -> Path:
+    def download(
+        self, path: str | os.PathLike[str], kind: str = "glb", *, candidate: int | None = None
+    ) -> Path:
         """Write the job's first artifact of `kind` to `path`: checked by sha256, and whole or not at all.
 
+        The first is of the candidate that is kept foremost; `candidate` asks for another's, whether it is kept or not.
         Raises `DownloadError` when there is none, or when the bytes are not those the service recorded.
         """
-        artifact = self._find_artifact(self.artifacts(), kind)
+        artifact = self._find_artifact(self.artifacts(), kind, candidate)
         with core.Download(artifact, path) as download:
             try:
                 with self._client.stream(core.content(artifact["id"])) as response:

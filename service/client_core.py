@@ -107,12 +107,18 @@ class JobDocument:
         if self.status != "succeeded":
             raise JobFailedError(self)
 
-    def _find_artifact(self, found: list[Document], kind: str) -> Document:
-        """Choose the first artifact of a kind; raise `DownloadError` when there is none."""
+    def _find_artifact(self, found: list[Document], kind: str, candidate: int | None) -> Document:
+        """Choose the first artifact of a kind, which may have to be a candidate's; raise `DownloadError`."""
+        whose = f"Job {self.id} ({self.status})"
+        if candidate is not None:
+            whose, found = (
+                f"{whose}: candidate {candidate}",
+                [one for one in found if one["candidate"] == candidate],
+            )
         artifact = next((artifact for artifact in found if artifact["kind"] == kind), None)
         if artifact is None:
-            kinds = ", ".join(sorted({artifact["kind"] for artifact in found})) or "nothing yet"
-            raise DownloadError(f"Job {self.id} ({self.status}) has no {kind!r} artifact; it has: {kinds}.")
+            kinds = ", ".join(sorted({artifact["kind"] for artifact in found})) or "nothing"
+            raise DownloadError(f"{whose} has no {kind!r} artifact; it has: {kinds}.")
         return artifact
 
 

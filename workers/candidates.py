@@ -1,18 +1,20 @@
 """The candidates of one job: scenes that differ in their seed only, step together, and of which the best are kept.
 
-A job with one candidate is a team of one: its checkpoint is that scene's, and its result is the same bits.
+The others are stored too, since a person may overrule the reward (`service/jobs/choosing.py`). A job with one
+candidate is a team of one: its checkpoint is that scene's, and its result is the same bits.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.jobs.spec import MAX_SEED
 from workers import publish
-from workers.mesh import EmptyMesh
+from workers.mesh import EmptyMesh, InvalidGlb
 from workers.opening import make_scene
 from workers.scene import CheckpointError, load_checkpoint, save_checkpoint
 from workers.steering import steering_reward
@@ -24,7 +26,20 @@ if TYPE_CHECKING:
     from workers.publish import File
     from workers.scene import Scene
 
-__all__ = ["Candidate", "Exported", "Scored", "Team", "documents", "export_best", "make_team", "rank"]
+__all__ = [
+    "Candidate",
+    "Exported",
+    "Scored",
+    "Team",
+    "Verified",
+    "documents",
+    "export",
+    "make_team",
+    "rank",
+    "verify",
+]
+
+log = logging.getLogger(__name__)
 
 _MAGIC = b"dreamserve-candidates-1\n"
 
@@ -126,11 +141,20 @@ class Scored(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """A candidate that is kept."""
+    """A candidate that has become an object, and what is in its mesh."""
 
     scored: Scored
     mesh: Mesh
     files: list[File]
+    """The GLB first."""
+
+
+class Verified(NamedTuple):
+    """An object whose GLB is valid."""
+
+    exported: Exported
+    mesh: dict[str, Any]
+    """What `verify_mesh` says."""
 
 
 def rank(team: Team, networks: Networks, spec: JobSpec) -> list[Scored]:
@@ -146,12 +170,12 @@ def rank(team: Team, networks: Networks, spec: JobSpec) -> list[Scored]:
     return sorted(scored, key=score, reverse=True)
 
 
-def export_best(ranked: list[Scored], networks: Networks, spec: JobSpec) -> list[Exported]:
-    """Export as many as the job keeps, passing over what is no object; raises `EmptyMesh` when none is one.
+def export(ranked: list[Scored], networks: Networks, spec: JobSpec, most: int) -> list[Exported]:
+    """Export the best `most` candidates, passing over what is no object; raises `EmptyMesh` when none is one.
 
     The files of the best have the plain names, `mesh-2.glb` is the mesh of the candidate with index 2.
     """
-    kept: list[Exported] = []
+    made: list[Exported] = []
     empty: EmptyMesh | None = None
     for one in ranked:
         index, own, scene = one.candidate.index, one.candidate.spec, one.candidate.scene
@@ -161,29 +185,59 @@ def export_best(ranked: list[Scored], networks: Networks, spec: JobSpec) -> list
         except EmptyMesh as error:
             empty = error
             continue
-        if kept:
+        if made:
             files = [file._replace(name=file.name.replace(".", f"-{index}.", 1)) for file in files]
-        kept.append(Exported(one, mesh, files))
-        if len(kept) == spec.candidates.keep:
+        made.append(Exported(one, mesh, [file._replace(candidate=index) for file in files]))
+        if len(made) == most:
             break
-    if not kept:
+    if not made:
         assert empty is not None, "a team has at least one candidate"
         raise empty
-    return kept
+    return made
 
 
-def documents(spec: JobSpec, ranked: list[Scored], kept: list[Exported]) -> list[dict[str, Any]]:
-    """Tell of every candidate: seed, scores, whether it is kept, and the names of its files."""
+def verify(made: list[Exported], networks: Networks, spec: JobSpec) -> list[Verified]:
+    """Check every written GLB; raises `InvalidGlb` for one that is to be kept, and leaves out any other."""
+    verified = []
+    for place, one in enumerate(made):
+        scene, glb = one.scored.candidate.scene, one.files[0].content
+        try:
+            mesh = publish.verify_mesh(scene, one.mesh, glb, networks.priors[spec.prior])
+        except InvalidGlb as error:
+            if place < spec.candidates.keep:
+                raise
+            log.warning("candidate %d is not stored: %s", one.scored.candidate.index, error)
+        else:
+            verified.append(Verified(one, mesh))
+    return verified
+
+
+def documents(spec: JobSpec, ranked: list[Scored], verified: list[Verified]) -> dict[str, Any]:
+    """Tell of every candidate: seed, scores, whether it is kept, files, mesh; and the mesh of the best once more."""
     said = {one.candidate.index: one.said for one in ranked}
-    files = {one.scored.candidate.index: [file.name for file in one.files] for one in kept}
-    return [
+    objects = {
+        one.scored.candidate.index: {
+            "kept": place < spec.candidates.keep,
+            "files": [file.name for file in one.files],
+            "mesh": mesh,
+            "field_sha256": publish.field_sha256(one.scored.candidate.scene),
+        }
+        for place, (one, mesh) in enumerate(verified)
+    }
+    nothing = {"kept": False, "files": [], "mesh": None, "field_sha256": None}
+    candidates = [
         {
             # One that nothing was said of has diverged on the way.
             **said.get(index, {"scores": {}, "referee": None}),
             "index": index,
             "seed": (spec.seed + index) % (MAX_SEED + 1),
-            "kept": index in files,
-            "files": files.get(index, []),
+            **objects.get(index, nothing),
         }
         for index in range(spec.candidates.count)
     ]
+    kept = [index for index, told in objects.items() if told["kept"]]
+    return {
+        "candidates": candidates,
+        "choice": {"by": "reward", "candidates": kept, "at": None},
+        "mesh": verified[0].mesh,
+    }

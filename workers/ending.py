@@ -10,7 +10,7 @@ from service.jobs.errors import StoreUnavailable
 from service.jobs.states import FailureCode, Stage, StaleLease
 from workers import publish
 from workers.attempt import Verdict
-from workers.candidates import documents, export_best, rank
+from workers.candidates import documents, export, rank, verify
 from workers.failures import failure_of
 from workers.scoring import score_point
 
@@ -50,32 +50,27 @@ class Ending:
         self._entered = entered
 
     def publish_team(self, attempt: Attempt, team: Team, networks: Networks) -> None:
-        """Export the best of a job's scenes and publish them; the objects are durable before the row says so.
+        """Export a job's scenes and publish them; the objects are durable before the row says so.
 
-        Those that have steps left are the partial result of a job that is being canceled.
+        Those that have steps left are the partial result of a job that is being canceled: of them only the best are
+        exported, for a cancel is soon to be done.
         """
         spec = attempt.lease.spec
         try:
             self._entered(attempt, Stage.EXPORT)
             ranked = rank(team, networks, spec)
-            kept = export_best(ranked, networks, spec)
+            most = len(ranked) if team.finished else spec.candidates.keep
+            made = export(ranked, networks, spec, most)
             self._entered(attempt, Stage.VERIFY)
-            meshes = [
-                publish.verify_mesh(
-                    one.scored.candidate.scene, one.mesh, one.files[0].content, networks.priors[spec.prior]
-                )
-                for one in kept
-            ]
-            best = kept[0].scored
+            verified = verify(made, networks, spec)
+            best = made[0].scored
             attempt.untold_scores.append(score_point(team.step, best.said, spec))
             origin = publish.provenance(spec, networks, alone=attempt.alone)
-            result = {
-                "candidates": documents(spec, ranked, kept),
-                "mesh": meshes[0],
+            result = documents(spec, ranked, verified) | {
                 "provenance": origin | {"field_sha256": publish.field_sha256(best.candidate.scene)},
                 "licenses": publish.licenses(spec, networks),
             }
-            files = [file for one in kept for file in one.files]
+            files = [file for one in verified for file in one.exported.files]
             self._publish(attempt, result, files, partial=not team.finished)
         except Exception as error:
             self.fail(attempt, error)
@@ -88,6 +83,7 @@ class Ending:
             files = [publish.preview_file(spec, networks)]
             result = {
                 "candidates": [],
+                "choice": None,
                 "mesh": None,
                 "provenance": publish.provenance(spec, networks, alone=True),
                 "licenses": publish.licenses(spec, networks),

@@ -69,6 +69,8 @@ class File(NamedTuple):
     name: str
     content_type: str
     content: bytes
+    candidate: int | None = None
+    """Index of the candidate whose it is; None for what is the whole job's."""
 
 
 class NotStored(OSError):
@@ -218,9 +220,10 @@ def upload(files: Sequence[File], lease: Lease, objects: ObjectStore) -> list[Ne
         found = hashlib.sha256(objects.get(key)).hexdigest()
         if found != expected:
             raise NotStored(f"the object store holds sha256 {found} under {key}, expected {expected}")
-        artifacts.append(
-            NewArtifact(file.kind, file.name, file.content_type, len(file.content), expected, key)
+        artifact = NewArtifact(
+            file.kind, file.name, file.content_type, len(file.content), expected, key, file.candidate
         )
+        artifacts.append(artifact)
     return artifacts
 
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
-from service.http.errors import Problem, problems, unknown
+from service.http.errors import MAKE_AGAIN, Problem, problems, unknown
 from service.http.requests import ArtifactId, Objects, ServiceSettings, Store  # noqa: TC001 - FastAPI reads the annotations
 from service.jobs.objects import ObjectMissing
 
@@ -109,7 +109,7 @@ def _check_not_expired(artifact: dict[str, Any]) -> None:
             410,
             "artifact-expired",
             f"{artifact['id']} was kept until {artifact['expires_at']} and is gone.",
-            suggestion="Submit the job's spec again: the same seed makes the same object.",
+            suggestion=MAKE_AGAIN,
         )
 
 

@@ -14,10 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from service.jobs.errors import (
+    ArtifactsExpired,
     BatchConflict,
     FieldProblem,
     IdempotencyKeyReused,
     JobActive,
+    NothingToChoose,
     QueueFull,
     QuotaExceeded,
     Refused,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CODES",
+    "MAKE_AGAIN",
     "PROBLEM_TYPE",
     "Problem",
     "ProblemDocument",
@@ -59,6 +62,8 @@ CODES: Final[dict[str, int]] = {
     "batch-conflict": 409,
     "default-webhook": 409,
     "job-active": 409,
+    "job-not-succeeded": 409,
+    "no-candidates": 409,
     "too-many-webhooks": 409,
     "artifact-expired": 410,
     "body-too-large": 413,
@@ -78,6 +83,7 @@ CODES: Final[dict[str, int]] = {
     "store-unavailable": 503,
 }
 """Every `code` of a problem, and its status: programs rely on both."""
+MAKE_AGAIN: Final = "Submit the job's spec again: the same seed makes the same object."
 STORE_RETRY_S: Final = 5
 """What `Retry-After` says while a store is down: a restart of one takes some seconds."""
 
@@ -163,9 +169,11 @@ def install_problem_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         HTTPException,
         RequestValidationError,
         Refused,
+        ArtifactsExpired,
         BatchConflict,
         IdempotencyKeyReused,
         JobActive,
+        NothingToChoose,
         QueueFull,
         QuotaExceeded,
         StoreUnavailable,
@@ -192,6 +200,11 @@ def _as_problem(request: Request, error: Exception) -> Problem:
         case JobActive():
             suggestion = "Cancel it first, and wait until it has ended."
             return Problem(409, "job-active", str(error), suggestion=suggestion)
+        case NothingToChoose():
+            suggestion = "Choose when the job has succeeded, among the `candidates` of its result."
+            return Problem(409, error.code, str(error), suggestion=suggestion)
+        case ArtifactsExpired():
+            return Problem(410, "artifact-expired", str(error), suggestion=MAKE_AGAIN)
         case QueueFull():
             return Problem(429, "queue-full", str(error), retry_after_s=error.retry_after_s)
         case QuotaExceeded():

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import Problem, problems, unknown
 from service.http.jobs import JOB_ANSWER, IdempotencyKey, hash_body
-from service.http.requests import JobId, Objects, Store, read_json_if_any
+from service.http.requests import JobId, Objects, Store, read_json, read_json_if_any
 from service.jobs.admission import read_as
 from service.jobs.capabilities import embedded_capabilities
 from service.jobs.erasing import Eraser
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from service.jobs.documents import Document
     from service.jobs.store import JobStore
 
-__all__ = ["CancelRequest", "router"]
+__all__ = ["CancelRequest", "KeepRequest", "router"]
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["jobs"])
@@ -42,18 +42,34 @@ class CancelRequest(Part):
     )
 
 
-CANCEL_BODY: Final[dict[str, Any]] = {
-    "requestBody": {
-        "required": False,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CancelRequest"}}},
-    }
-}
+def _each_once(candidates: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(candidates)) < len(candidates):
+        raise ValueError(f"each candidate is kept once, found {list(candidates)}")
+    return candidates
+
+
+class KeepRequest(Part):
+    """Which candidates of a job to keep, in place of those that are kept now."""
+
+    candidates: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=15)], ...], Field(strict=False), AfterValidator(_each_once)
+    ] = Field(
+        min_length=1,
+        max_length=16,
+        json_schema_extra={"uniqueItems": True},
+        description="Their indices, as in the result's `candidates`; downloads bring the first by default.",
+    )
+
+
+def _body(model: type[Part], *, required: bool) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 @router.post(
     "/v1/jobs/{job_id}/cancel",
     status_code=202,
-    openapi_extra=CANCEL_BODY,
+    openapi_extra=_body(CancelRequest, required=False),
     responses={
         202: {**JOB_ANSWER, "description": "Its worker is being told"},
         200: {**JOB_ANSWER, "description": "Ended"},
@@ -94,6 +110,27 @@ def retry_job(
     return JSONResponse(job, 202, {"Location": f"/v1/jobs/{job['id']}"})
 
 
+@router.post(
+    "/v1/jobs/{job_id}/keep",
+    openapi_extra=_body(KeepRequest, required=True),
+    responses={
+        200: {
+            **JOB_ANSWER,
+            "description": "The job, whose `result` says what is kept, and that a person said so",
+        },
+        **problems(400, 404, 409, 410, 413, 415, 422, 503),
+    },
+)
+async def keep_candidates(request: Request, job_id: JobId, store: Store, caller: Identity) -> Response:
+    """Choose which candidates of a job that has succeeded are kept: yours count, whatever the reward said.
+
+    `{"candidates": [2, 0]}` keeps two and gives the job the files of number 2 first. The files of all candidates stay
+    until they expire, so that another choice may follow; the same one again changes nothing.
+    """
+    job = await run_in_threadpool(_keep, store, caller.owner, job_id, await read_json(request))
+    return JSONResponse(job)
+
+
 @router.delete("/v1/jobs/{job_id}", status_code=204, responses=problems(404, 409, 503))
 def delete_job(job_id: JobId, store: Store, objects: Objects, caller: Identity) -> Response:
     """Erase an ended job, its events and its artifacts; harmless to repeat.
@@ -107,6 +144,23 @@ def delete_job(job_id: JobId, store: Store, objects: Objects, caller: Identity) 
     with contextlib.suppress(StoreUnavailable):
         eraser.delete_objects(job_id)
     return Response(status_code=204)
+
+
+def _keep(store: JobStore, owner: str, job_id: str, body: Any) -> Document:
+    if (
+        store.get(job_id, owner) is None
+    ):  # before anything is said of the body, as of a job that never existed
+        raise unknown("job", job_id)
+    wanted = read_as(
+        KeepRequest,
+        body,
+        smallest='Say which: {"candidates": [1]}.',
+        see='The body is {"candidates": [1]}; the result of GET /v1/jobs/{id} lists them.',
+    )
+    job = store.keep(job_id, wanted.candidates, owner)
+    if job is None:
+        raise unknown("job", job_id)
+    return job
 
 
 def _retry(store: JobStore, owner: str, job_id: str, idempotency_key: str | None) -> Document:

@@ -57,6 +57,7 @@ MODELS: Final = (
     JobRequest,
     BatchRequest,
     job_actions.CancelRequest,
+    job_actions.KeepRequest,
     webhooks.WebhookRequest,
     webhooks.WebhookChange,
     NewKey,

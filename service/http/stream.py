@@ -19,6 +19,7 @@ from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annota
 from service.http.errors import Problem, problems, unknown
 from service.http.requests import JobId, Store  # noqa: TC001 - FastAPI reads the annotations
 from service.jobs.errors import StoreUnavailable
+from service.jobs.events import EventType
 from service.jobs.states import FINAL
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ __all__ = ["EventId", "EventLog", "LastEventId", "PageSize", "answer_log", "rout
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["jobs"])
 
-FINAL_EVENTS: Final = frozenset(f"job.{state}" for state in FINAL)
+LAST_EVENTS: Final = frozenset({*(f"job.{state}" for state in FINAL), EventType.CHOSEN.value})
+"""The ends of a job; and what comes later, when somebody wishes, is not waited for."""
 POLL_S: Final = 0.5
 """How often a stream asks the store: live progress comes once a second."""
 KEEPALIVE_S: Final = 5.0
@@ -77,7 +79,7 @@ async def events(
     log = EventLog(
         read=partial(store.events, job_id),
         has_ended=partial(_has_ended, store, job_id, caller.owner),
-        last=FINAL_EVENTS,
+        last=LAST_EVENTS,
     )
     return await answer_log(request, log, after, limit)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 from service.jobs import tables
 from service.jobs.batch_items import ItemState, count_states
 from service.jobs.batch_progress import ENDED, HIDDEN, find
-from service.jobs.documents import artifact_document, rfc3339
+from service.jobs.documents import artifact_document, choice_of, foremost, kept_only, rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +69,7 @@ def results(
     rows = tx.execute(query.order_by(columns.number).limit(limit + 1)).all()
     page = rows[:limit]
     jobs, files = _jobs(tx, [row.job_id for row in page if _has_job(row)])
-    documents = [_result(row, jobs.get(row.job_id), files.get(row.job_id, [])) for row in page]
+    documents = [_result(row, jobs.get(row.job_id), files[row.job_id]) for row in page]
     return documents, page[-1].number if len(rows) > limit else None
 
 
@@ -77,24 +78,24 @@ def _has_job(row: Row) -> bool:
     return row.job_id is not None and row.state != ItemState.PENDING
 
 
-def _jobs(tx: Transaction, ids: Sequence[str]) -> tuple[dict[str, Row], dict[str, list[Document]]]:
-    """Read the results of some jobs and describe their artifacts, by job."""
+def _jobs(tx: Transaction, ids: Sequence[str]) -> tuple[dict[str, Row], defaultdict[str, list[Row]]]:
+    """Read the results of some jobs and their artifacts, by job."""
     jobs, made = tables.jobs.c, tables.artifacts.c
     rows = tx.execute(
-        sa.select(jobs.id, jobs.result, jobs.error, jobs.retry_of, jobs.warnings).where(jobs.id.in_(ids))
+        sa.select(jobs.id, jobs.result, jobs.choice, jobs.error, jobs.retry_of).where(jobs.id.in_(ids))
     )
-    files: dict[str, list[Document]] = {}
+    files: defaultdict[str, list[Row]] = defaultdict(list)
     for row in tx.execute(
         sa.select(tables.artifacts).where(made.job_id.in_(ids)).order_by(made.job_id, made.number)
     ):
-        files.setdefault(row.job_id, []).append(artifact_document(row))
+        files[row.job_id].append(row)
     return {row.id: row for row in rows}, files
 
 
-def _result(item: Row, job: Row | None, files: list[Document]) -> Document:
+def _result(item: Row, job: Row | None, files: list[Row]) -> Document:
     """Tell what became of one item; `job_id` is null as long as it has none, or when that was erased."""
-    kept = [one for one in ((job and job.result) or {}).get("candidates") or [] if one.get("kept")]
-    best = kept[0] if kept else {}
+    best = (foremost(job) if job else None) or {}
+    kept = kept_only(files, choice_of(job)) if job else []
     return {
         "number": item.number,
         "line": item.line,
@@ -105,7 +106,7 @@ def _result(item: Row, job: Row | None, files: list[Document]) -> Document:
         "retry_of": job.retry_of if job else None,
         "scores": best.get("scores"),
         "referee": best.get("referee"),
-        "artifacts": files,
+        "artifacts": [artifact_document(row) for row in kept],
         "error": job.error if job else None,
         "problems": item.problems,
     }

@@ -20,9 +20,14 @@ __all__ = [
     "Document",
     "Pace",
     "artifact_document",
+    "best_first",
+    "choice_of",
+    "foremost",
     "job_document",
+    "kept_only",
     "progress_document",
     "queue_document",
+    "result_document",
     "rfc3339",
 ]
 
@@ -46,16 +51,11 @@ def job_document(
 ) -> Document:
     """Build a job's document from its row, its attempts and artifacts in order, and its place in the queue."""
     running = JobState(row.state) in ACTIVE
-    result = (
-        None
-        if row.result is None
-        else {
-            "artifacts": [artifact_document(one) for one in artifacts],
-            # A canceled job has a result only where its cancel kept the scene as it was.
-            "partial": row.state == JobState.CANCELED,
-        }
-        | row.result
-    )
+    result = result_document(row)
+    if result is not None:
+        files = [artifact_document(one) for one in kept_only(artifacts, choice_of(row))]
+        # A canceled job has a result only where its cancel kept the scene as it was.
+        result = {"artifacts": files, "partial": row.state == JobState.CANCELED} | result
     return {
         "id": row.id,
         "status": row.state,
@@ -75,6 +75,56 @@ def job_document(
         "result": result,
         "error": row.error,
     }
+
+
+def choice_of(row: Row) -> Document | None:
+    """Tell which candidates of a job are kept, the foremost first, and who says so: `{"by", "candidates", "at"}`.
+
+    `by` is `reward` or `person`, `at` when the person said it. None where there was nothing to choose from.
+    """
+    choice: Document | None = row.choice or (row.result or {}).get("choice")
+    return choice
+
+
+def result_document(row: Row) -> Document | None:
+    """Build a job's result, less its files; what is told of the mesh is told of the candidate that is kept foremost."""
+    choice, result, best = row.choice, row.result, foremost(row)
+    if choice is None or best is None:
+        return None if result is None else {"choice": None} | result
+    kept = choice["candidates"]
+    return {
+        **result,
+        "candidates": [{**one, "kept": one["index"] in kept} for one in result["candidates"]],
+        "choice": choice,
+        "mesh": best["mesh"],
+        "provenance": result["provenance"] | {"field_sha256": best["field_sha256"]},
+    }
+
+
+def foremost(row: Row) -> Document | None:
+    """Find the candidate of a result that is kept foremost; None where there is none."""
+    choice, made = choice_of(row), (row.result or {}).get("candidates") or []
+    if choice is None:
+        return next((one for one in made if one.get("kept")), None)
+    return next(one for one in made if one["index"] == choice["candidates"][0])
+
+
+def best_first(artifacts: Sequence[Row], choice: Document | None) -> list[Row]:
+    """Sort files: first those of the kept candidates, the foremost first, then the job's own, then all others."""
+    kept = choice["candidates"] if choice else []
+
+    def place(row: Row) -> int:
+        if row.candidate is None:
+            return len(kept)
+        return kept.index(row.candidate) if row.candidate in kept else len(kept) + 1
+
+    return sorted(artifacts, key=place)
+
+
+def kept_only(artifacts: Sequence[Row], choice: Document | None) -> list[Row]:
+    """Leave out the files of candidates that are not kept; the order is that of `best_first`."""
+    kept = {None, *(choice["candidates"] if choice else [])}
+    return [row for row in best_first(artifacts, choice) if row.candidate in kept]
 
 
 def progress_document(row: Row) -> Document:
@@ -114,6 +164,7 @@ def artifact_document(row: Row) -> Document:
         "id": row.id,
         "job_id": row.job_id,
         "kind": row.kind,
+        "candidate": row.candidate,
         "name": row.name,
         "content_type": row.content_type,
         "size_bytes": row.size_bytes,

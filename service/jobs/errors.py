@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "ArtifactsExpired",
     "BatchConflict",
     "FieldProblem",
     "IdempotencyKeyReused",
     "JobActive",
+    "NothingToChoose",
     "QueueFull",
     "QuotaExceeded",
     "RefusalCode",
@@ -97,3 +99,15 @@ class JobActive(Exception):
 
     def __init__(self, job_id: str, state: str, wish: str) -> None:
         super().__init__(f"{job_id} is {state}, and only a job that has ended can be {wish}")
+
+
+class NothingToChoose(Exception):
+    """The job has no candidates to choose among: HTTP 409, with this code."""
+
+    def __init__(self, code: Literal["job-not-succeeded", "no-candidates"], detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class ArtifactsExpired(Exception):
+    """The files that this is about are gone: HTTP 410, `artifact-expired`."""

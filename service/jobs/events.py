@@ -34,6 +34,8 @@ class EventType(StrEnum):
     SUCCEEDED = "job.succeeded"
     FAILED = "job.failed"
     CANCELED = "job.canceled"
+    CHOSEN = "job.chosen"
+    """After the end: a person has chosen among the candidates."""
 
 
 class Event(TypedDict):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from service.jobs import series, tables
-from service.jobs.documents import artifact_document, job_document, queue_document
+from service.jobs.documents import artifact_document, best_first, choice_of, job_document, queue_document
 from service.jobs.fleet import pace
 from service.jobs.places import find_places
 from service.jobs.states import JobState
@@ -80,10 +80,13 @@ def list_jobs(
 
 
 def artifacts(tx: Transaction, job_id: str, owner: str | None = None) -> list[Document]:
-    """List a job's artifacts in the order of their publication; none of another's than `owner`."""
-    if not exists(tx, job_id, owner):
+    """List a job's artifacts, those of the candidate that is kept foremost first; none of another's than `owner`."""
+    query = sa.select(tables.jobs).where(tables.jobs.c.id == job_id, *_of(owner))
+    job = tx.execute(query).one_or_none()
+    if job is None:
         return []
-    return [artifact_document(row) for row in _children(tx, tables.artifacts, "number", [job_id])[job_id]]
+    made = _children(tx, tables.artifacts, "number", [job_id])[job_id]
+    return [artifact_document(row) for row in best_first(made, choice_of(job))]
 
 
 def artifact(tx: Transaction, artifact_id: str, owner: str | None = None) -> tuple[Document, str] | None:

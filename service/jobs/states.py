@@ -170,6 +170,8 @@ class NewArtifact:
     size_bytes: int
     sha256: str
     key: str
+    candidate: int | None = None
+    """Index of the candidate whose it is; None for what is the whole job's."""
 
 
 @dataclass(frozen=True, slots=True)

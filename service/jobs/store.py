@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from service.jobs import batch_expansion, events, fleet, leasing, reading, tables, tallies
+from service.jobs import batch_expansion, choosing, events, fleet, leasing, reading, tables, tallies
 from service.jobs.database import Clock, Database, Transaction, database_time
 from service.jobs.errors import StoreUnavailable
 from service.jobs.leasing import Report, held
@@ -154,6 +154,17 @@ class JobStore:
             row = lock(tx, job_id, owner)
             if row is not None:
                 ask_to_end(tx, row, keep_partial=keep_partial)
+            return reading.get(tx, job_id, owner)
+
+    def keep(self, job_id: str, candidates: Sequence[int], owner: str | None = None) -> Document | None:
+        """Let a person choose which candidates of a job that has succeeded are kept; see `choosing.keep`.
+
+        Returns the job's document, None when it never existed, or is another's than `owner`.
+        """
+        with self.database.writing() as tx:
+            row = lock(tx, job_id, owner)
+            if row is not None:
+                choosing.keep(tx, row, candidates)
             return reading.get(tx, job_id, owner)
 
     def events(

@@ -85,6 +85,8 @@ jobs = sa.Table(
     sa.Column("last_event", sa.Integer, nullable=False, default=0),
     sa.Column("warnings", sa.JSON, nullable=False),
     sa.Column("result", sa.JSON(none_as_null=True)),
+    # Which candidates a person wants kept (see `choosing.py`); null: those that the result names.
+    sa.Column("choice", sa.JSON(none_as_null=True)),
     sa.Column("error", sa.JSON(none_as_null=True)),
     sa.Index("jobs_by_turn", "state", "held", "owner", "turn_at", "id"),
     sa.Index("jobs_by_lease", "state", "lease_until"),
@@ -152,6 +154,8 @@ artifacts = sa.Table(
     sa.Column("job_id", _ID, sa.ForeignKey("jobs.id"), nullable=False, index=True),
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("kind", sa.String(16), nullable=False),
+    # Whose it is, kept or not; null: the whole job's.
+    sa.Column("candidate", sa.Integer),
     sa.Column("name", _NAME, nullable=False),
     sa.Column("content_type", sa.String(100), nullable=False),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),

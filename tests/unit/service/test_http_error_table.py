@@ -21,7 +21,7 @@ from service.jobs.keys import KeyStore, NewKey, Quotas
 from service.jobs.states import FailureCode
 from service.jobs.store import JobStore
 from service.jobs.webhooks import MAX_ENDPOINTS
-from tests.unit.service.conftest import InProcess
+from tests.unit.service.conftest import RESULT, InProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,6 +62,7 @@ ROWS = [
     Row("GET", f"/v1/jobs/job_{NOBODY}/artifacts", 404, "unknown-job"),
     Row("POST", f"/v1/jobs/job_{NOBODY}/cancel", 404, "unknown-job"),
     Row("POST", f"/v1/jobs/job_{NOBODY}/retry", 404, "unknown-job"),
+    Row("POST", f"/v1/jobs/job_{NOBODY}/keep", 404, "unknown-job", json={"candidates": [0]}),
     Row("DELETE", f"/v1/jobs/job_{NOBODY}", 404, "unknown-job"),
     Row("GET", f"/v1/artifacts/art_{NOBODY}", 404, "unknown-artifact"),
     Row("GET", f"/v1/artifacts/art_{NOBODY}/content", 404, "unknown-artifact"),
@@ -194,6 +195,17 @@ def retrying_an_active_job(service: Service) -> httpx.Response:
     return service.http.post(f"/v1/jobs/{service.submit()['id']}/retry")
 
 
+def choosing_before_the_end(service: Service) -> httpx.Response:
+    return service.http.post(f"/v1/jobs/{service.submit()['id']}/keep", json={"candidates": [0]})
+
+
+def choosing_among_nothing(service: Service) -> httpx.Response:
+    job, lease = service.submit(), service.store.claim("worker")
+    assert lease is not None
+    service.store.finish(lease, {**RESULT, "candidates": [], "mesh": None}, [])
+    return service.http.post(f"/v1/jobs/{job['id']}/keep", json={"candidates": [0]})
+
+
 def resuming_a_canceled_batch(service: Service) -> httpx.Response:
     batch = service.http.post("/v1/batches", json={"items": [{"body": CUBE}]}).json()
     service.http.post(f"/v1/batches/{batch['id']}/cancel")
@@ -281,6 +293,8 @@ SITUATIONS: list[tuple[Callable[[Service], httpx.Response], int, str, str | None
     (usage_of_all_without_admin, 403, "forbidden", None),
     (erasing_an_active_job, 409, "job-active", None),
     (retrying_an_active_job, 409, "job-active", None),
+    (choosing_before_the_end, 409, "job-not-succeeded", None),
+    (choosing_among_nothing, 409, "no-candidates", None),
     (resuming_a_canceled_batch, 409, "batch-conflict", None),
     (sending_a_test_to_the_default_webhook, 409, "default-webhook", None),
     (one_webhook_too_many, 409, "too-many-webhooks", None),

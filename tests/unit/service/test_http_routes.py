@@ -25,6 +25,7 @@ GET    /v1/jobs
 GET    /v1/jobs/{job_id}
 POST   /v1/jobs/{job_id}/cancel
 POST   /v1/jobs/{job_id}/retry
+POST   /v1/jobs/{job_id}/keep
 DELETE /v1/jobs/{job_id}
 GET    /v1/jobs/{job_id}/events
 GET    /v1/jobs/{job_id}/artifacts
@@ -65,7 +66,8 @@ GET    /v1/preferences/export
 GET    /v1/leaderboard
 POST   /v1/rewards/{name}/versions
 """
-"""The route table of the product, `/v1/webhooks` and `/v1/keys` spelled out, and batches with a log as jobs have it."""
+"""The route table of the product, `/v1/webhooks` and `/v1/keys` spelled out, batches with a log as jobs have it, and
+the choice among candidates by a person."""
 NOT_YET = """
 GET    /v1/comparisons/next
 POST   /v1/comparisons/{comparison_id}/vote

@@ -43,9 +43,28 @@ def test_the_best_are_kept_and_all_are_told(service: Service) -> None:
     best, second, third = order
     assert best["files"] == ["mesh.glb", "thumbnail.png"]
     assert second["files"] == [f"mesh-{second['index']}.glb", f"thumbnail-{second['index']}.png"]
-    assert third["files"] == []
+    assert third["files"] == [f"mesh-{third['index']}.glb", f"thumbnail-{third['index']}.png"]
     names = [one["name"] for one in job["result"]["artifacts"]]
     assert names == [*best["files"], *second["files"], "report.json"]
+    everything = [(one["candidate"], one["name"]) for one in service.store.artifacts(job["id"])]
+    kept = [(one["index"], name) for one in (best, second) for name in one["files"]]
+    assert everything == [*kept, (None, "report.json"), *((third["index"], name) for name in third["files"])]
+    assert job["result"]["choice"] == {
+        "by": "reward",
+        "candidates": [best["index"], second["index"]],
+        "at": None,
+    }
+    assert job["result"]["mesh"] == best["mesh"]
+    assert len({one["field_sha256"] for one in told}) == 3
+    # A person likes another one better: its mesh is the job's from now on.
+    overruled = service.store.keep(job["id"], [third["index"]])
+    assert overruled is not None
+    result = overruled["result"]
+    assert (result["mesh"], result["choice"]["by"]) == (third["mesh"], "person")
+    assert [one["name"] for one in result["artifacts"]] == [*third["files"], "report.json"]
+    (glb, key) = service.store.artifact(result["artifacts"][0]["id"]) or ({}, "")
+    assert glb["sha256"] == result["artifacts"][0]["sha256"]
+    assert f'"seed":{third["seed"]}'.encode() in service.objects.get(key).replace(b" ", b"")
     assert "this one had them" in job["result"]["provenance"]["determinism"]
 
 
@@ -89,7 +108,8 @@ def test_a_candidate_that_diverges_leaves_the_others(service: Service) -> None:
     (job,) = service.finish(service.submit(candidates={"count": 3, "keep": 3}, steps=5), workers=(worker,))
     assert job["status"] == "succeeded", job["error"]
     assert [one["kept"] for one in job["result"]["candidates"]] == [True, False, True]
-    assert job["result"]["candidates"][1]["scores"] == {}
+    lost_one = job["result"]["candidates"][1]
+    assert (lost_one["scores"], lost_one["files"], lost_one["mesh"]) == ({}, [], None)
     (lost,) = [one for one in job["warnings"] if one["code"] == "candidate-lost"]
     assert lost["detail"].startswith("candidate 1: ")
 
@@ -112,6 +132,7 @@ def test_a_cancel_may_keep_the_best_so_far(service: Service) -> None:
     result = service.job(job_id)["result"]
     assert result["partial"]
     assert sum(one["kept"] for one in result["candidates"]) == 1
+    assert sum(bool(one["files"]) for one in result["candidates"]) == 1, "a cancel is to be quick"
 
 
 def test_a_torn_checkpoint_of_a_team_is_refused(service: Service) -> None:

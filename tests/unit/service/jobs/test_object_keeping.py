@@ -9,7 +9,7 @@ import pytest
 
 from service.jobs import tables
 from service.jobs.erasing import Eraser
-from service.jobs.errors import JobActive
+from service.jobs.errors import ArtifactsExpired, JobActive
 from service.jobs.inventory import Inventory, Trouble, WrongStore
 from service.jobs.local_store import LocalStore
 from service.jobs.objects import artifact_key, checkpoint_key
@@ -267,6 +267,37 @@ def test_a_repair_with_the_wrong_store_is_refused(store: JobStore, tmp_path: Pat
     with pytest.raises(WrongStore, match="DREAMSERVE_OBJECTS_URL"):
         inventory.repair(finding)
     assert len(store.artifacts(lease.job_id)) == 1
+
+
+def test_the_files_of_a_candidate_live_as_long_as_the_jobs_whether_it_is_kept_or_not(
+    store: JobStore, objects: LocalStore, sweeper: Sweeper, inventory: Inventory, clock: FakeClock
+) -> None:
+    lease = running(store, candidates={"count": 3})
+    files = []
+    for index in range(3):
+        key = artifact_key(lease.job_id, lease.attempt, f"mesh-{index}.glb")
+        info = objects.put(key, f"glTF {index}".encode())
+        about = ("glb", f"mesh-{index}.glb", "model/gltf-binary", info.size_bytes, info.sha256)
+        files.append(NewArtifact(*about, key, index))
+    told: dict[str, Any] = {"scores": {}, "referee": None, "mesh": None, "field_sha256": None}
+    candidates = [{"index": index, "kept": index == 1, **told} for index in range(3)]
+    choice = {"by": "reward", "candidates": [1], "at": None}
+    store.finish(lease, result_of() | {"candidates": candidates, "choice": choice}, files)
+    for wanted in (0, 2):
+        assert sweeper.remove_orphans() == 0
+        assert list(inventory.find()) == []
+        assert store.keep(lease.job_id, [wanted]) is not None
+    objects.delete(files[0].key)
+    (finding,) = inventory.find()
+    assert (finding.trouble, finding.key) == (Trouble.MISSING, files[0].key)
+    inventory.repair(finding)
+    clock.advance(1)
+    with pytest.raises(ArtifactsExpired):
+        store.keep(lease.job_id, [0])
+    assert store.keep(lease.job_id, [1]) is not None
+    clock.advance(RETENTION_S)
+    assert sweeper.remove_expired() == 2
+    assert keys(objects) == []
 
 
 def test_an_erasure_that_was_interrupted_is_found_and_finished(
