@@ -280,7 +280,7 @@ class RemoteReward:
 
     def _ask(self, *message: Any) -> Answer:
         import ray
-        from ray.exceptions import GetTimeoutError
+        from ray.exceptions import GetTimeoutError, RayTaskError
 
         reference = self._handle.score.remote(*message, self._caller, self._timeout_s)
         try:
@@ -289,6 +289,8 @@ class RemoteReward:
         except GetTimeoutError:
             ray.cancel(reference)  # nobody waits for it any more
             raise
+        except RayTaskError as error:
+            raise error.cause from error  # in its own words, without the actor's traceback
 
 
 def ready_card(handle: Any, timeout_s: float = math.inf) -> RewardCard:

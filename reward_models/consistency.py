@@ -37,8 +37,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from reward_models.contracts import PosedViews, RewardCard
-from reward_models.picture_reward import IN_RANGE
+from reward_models.contracts import IN_RANGE, PosedViews, RewardCard
 
 if TYPE_CHECKING:
     from collections.abc import Callable

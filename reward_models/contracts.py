@@ -8,6 +8,7 @@ A reward sees tensors and strings, never jobs. It is called from several places 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = [
+    "IN_RANGE",
     "VIEW_SUFFIXES",
+    "NotFinite",
     "PosedViews",
     "RewardCard",
     "RewardModel",
     "ViewPrompt",
     "ViewsReward",
+    "check_pixels",
     "score_and_gradient",
 ]
 
@@ -34,6 +38,12 @@ VIEW_SUFFIXES = {
     "overhead": ", overhead view",
 }
 """What is appended to a prompt by the side that a view shows (threestudio's `prompts_vd`)."""
+IN_RANGE = 1e-3
+"""How far a rendered picture may leave [0, 1] by rounding."""
+
+
+class NotFinite(ValueError):
+    """Images hold what is no number: the scene that they show has diverged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +147,21 @@ def score_and_gradient(
         values = score(images, prompts)
         (gradient,) = torch.autograd.grad(values[wants_gradient].sum(), images)
     return values.detach(), gradient
+
+
+def check_pixels(card: RewardCard, images: Tensor) -> None:
+    """Raise ValueError, saying what was found, unless these are images (G, V, 3, H, W) in [0, 1].
+
+    For those that are not finite it is `NotFinite`.
+    """
+    if images.ndim != 5 or images.shape[2] != 3 or not images.numel():
+        raise ValueError(
+            f"reward {card.name!r} wants images (objects, views, 3, height, width), but got {tuple(images.shape)}"
+        )
+    low, high = (float(x) for x in images.detach().aminmax())
+    if low >= -IN_RANGE and high <= 1 + IN_RANGE:
+        return
+    kind = ValueError if math.isfinite(low) and math.isfinite(high) else NotFinite
+    raise kind(
+        f"reward {card.name!r} wants finite images in [0, 1], but got values from {low:.4g} to {high:.4g}"
+    )

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reward_models.contracts import RewardCard, score_and_gradient
+from reward_models.contracts import RewardCard, check_pixels, score_and_gradient
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,8 +110,10 @@ class EmbeddedReward(nn.Module):
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score images (G, V, 3, H, W) in [0, 1] in nats; differentiable to the images.
 
-        Answers (G, 1) where it looks at all views together, (G, V) where at each alone.
+        Answers (G, 1) where it looks at all views together, (G, V) where at each alone. Raises ValueError for a wrong
+        number of views, and for images that are not finite or not in [0, 1].
         """
+        check_pixels(self.card, images)
         together = self.config.views
         if together != 1 and images.shape[1] != together:
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reward_models.contracts import RewardCard, ViewPrompt, score_and_gradient
+from reward_models.contracts import RewardCard, ViewPrompt, check_pixels, score_and_gradient
 from reward_models.preprocess import picture_tensor, prepare_images, prepare_picture
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["PictureReward", "Reduction", "Texts", "reduce_views"]
 
 Reduction = Literal["mean", "max", "min", "first"]
-IN_RANGE = 1e-3
-"""How far a rendered picture may leave [0, 1] by rounding."""
 
 
 class Texts(NamedTuple):
@@ -134,17 +132,9 @@ def reduce_views(values: Tensor, how: Reduction) -> Tensor:
 
 
 def check_images(card: RewardCard, images: Tensor) -> None:
-    """Raise ValueError, saying what was found, unless images (G, V, 3, H, W) can be scored."""
-    if images.ndim != 5 or images.shape[2] != 3 or not images.numel():
-        raise ValueError(
-            f"reward {card.name!r} wants images (objects, views, 3, height, width), but got {tuple(images.shape)}"
-        )
+    """Raise ValueError, saying what was found, unless images (G, V, 3, H, W) can be scored: see `check_pixels`."""
+    check_pixels(card, images)
     check_views(card, images.shape[1])
-    low, high = (float(x) for x in images.detach().aminmax())
-    if not (low >= -IN_RANGE and high <= 1 + IN_RANGE):  # also where they are NaN
-        raise ValueError(
-            f"reward {card.name!r} wants finite images in [0, 1], but got values from {low:.4g} to {high:.4g}"
-        )
 
 
 def check_views(card: RewardCard, num_views: int) -> None:

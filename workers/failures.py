@@ -7,6 +7,7 @@ import logging
 import torch
 
 from reward_models.actor import RewardUnavailable
+from reward_models.contracts import NotFinite
 from reward_models.multimodal_questions import JudgeUnavailable, UnparsedAnswers
 from service.jobs.errors import StoreUnavailable
 from service.jobs.states import FailureCode
@@ -29,7 +30,7 @@ def failure_of(error: Exception) -> tuple[FailureCode, str]:
     What nobody foresaw is `internal`, with the traceback in the worker's log.
     """
     match error:
-        case NanDivergence():
+        case NanDivergence() | NotFinite():
             return FailureCode.NAN_DIVERGENCE, str(error)
         case EmptyMesh():
             return FailureCode.EMPTY_MESH, str(error)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reward_models.actor import RemoteReward, RewardActor, RewardOptions, ready_card
-from reward_models.contracts import RewardModel, score_and_gradient
+from reward_models.contracts import NotFinite, RewardModel, score_and_gradient
 from reward_models.shared_buffer import SharedBuffer
 from service.jobs.admission import admit
 from service.jobs.objects import open_object_store
@@ -85,6 +85,10 @@ def gradients_differ_by() -> dict[str, Any]:
             "gradient": float((here[1] - there[1]).abs().max()),
             "shares": remote._shares,
         }
+    try:
+        lends.score_batch(images * torch.nan, prompts, wants)
+    except NotFinite as error:
+        seen["refusal"] = str(error)
     ray.kill(handle)
     return seen
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cluster.reward_actor import KILLED_AT, STEPS
+from tests.cluster.reward_actor import KILLED_AT, REWARD, STEPS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +40,11 @@ def test_the_gradient_through_an_actor_is_that_of_this_process(
     assert seen["float64"][way]["gradient"] <= 1e-12
     assert seen["float64"][way]["values"] <= 1e-12
     assert seen["float64"][way]["shares"] is shares, "who does not see the memory is sent the pictures"
+
+
+def test_an_actor_refuses_in_the_rewards_own_words(seen: dict[str, Any]) -> None:
+    told = seen["float64"]["refusal"]
+    assert told == f"reward '{REWARD}' wants finite images in [0, 1], but got values from nan to nan"
 
 
 def test_a_request_that_was_given_up_or_is_late_is_never_computed(seen: dict[str, Any]) -> None:

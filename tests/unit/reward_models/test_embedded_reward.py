@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from reward_models.contracts import NotFinite
 from reward_models.embedded import EmbeddedReward, SlotLogits, match_score
 from workers.embedded.captions import plain_caption
 from workers.embedded.damage import damaged
@@ -100,6 +101,25 @@ def test_larger_pictures_are_taken_to_its_size_and_other_numbers_of_views_refuse
     assert torch.allclose(reward.score(large, prompts), reward.score(images, prompts), atol=0.5)
     with pytest.raises(ValueError, match=r"wants 4 views .* but got 3"):
         reward.score(images[:, :3], prompts)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "told"),
+    [
+        (float("nan"), NotFinite, "wants finite images .* nan"),
+        (float("inf"), NotFinite, "to inf"),
+        (255.0, ValueError, "to 255"),
+        (-0.5, ValueError, r"from -0\.5"),
+    ],
+)
+def test_images_that_are_no_pictures_are_refused_and_have_no_score(
+    reward: EmbeddedReward, value: float, kind: type[ValueError], told: str
+) -> None:
+    images = torch.full((2, 4, 3, 32, 32), 0.5)
+    images[1, 2, 0, 5, 5] = value
+    with pytest.raises(kind, match=told) as caught:
+        reward.score_batch(images, ["a red cube"] * 2, torch.tensor([False, False]))
+    assert type(caught.value) is kind
 
 
 def test_next_to_counts_in_either_order_and_on_top_does_not() -> None:
