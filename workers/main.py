@@ -17,14 +17,14 @@ from service.client import DEFAULT_URL
 from service.fsck_commands import fsck
 from service.keys_commands import keys_app
 from service.terminal import usage
-from workers.doctor import doctor
+from workers.doctor import check_gpu, doctor
 from workers.reward_commands import reward_app
 from workers.weights_commands import weights_app
 
 if TYPE_CHECKING:
     from service.settings import Settings
 
-__all__ = ["authenticating", "main"]
+__all__ = ["authenticating", "check_gpus", "main"]
 
 DEFAULT_PORT = int(DEFAULT_URL.rpartition(":")[2])
 MAX_DEFAULT_THREADS = 2
@@ -60,6 +60,8 @@ def up(
 
     try:
         settings = authenticating(_settings(data_dir=data_dir, workers=workers), host)
+        if not cluster:
+            check_gpus(settings)
         check_weights()
         open_checked_store(settings.objects_url)
         check_database(settings)
@@ -93,6 +95,18 @@ def worker(
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: alone.drain())
     alone.run()
+
+
+def check_gpus(settings: Settings) -> None:
+    """Raise ValueError when the settings want a GPU that workers of this machine's own Ray cannot have."""
+    if settings.worker_gpus > 0:
+        raise ValueError(
+            f"DREAMSERVE_WORKER_GPUS={settings.worker_gpus:g} lets a cluster's Ray give GPUs to workers, and the "
+            "private Ray of `up` gives none. Unset it (DREAMSERVE_DEVICE=auto uses this machine's GPU), or use "
+            "--cluster"
+        )
+    if settings.device == "cuda" and (found := check_gpu(settings)).status == "fail":
+        raise ValueError(f"{found.found}; expected {found.expected}. {found.action}")
 
 
 def authenticating(settings: Settings, host: str) -> Settings:

@@ -253,6 +253,11 @@ def _shared_rewards(remote: Mapping[str, RemoteReward]) -> dict[str, LoadedRewar
 def _device(settings: Settings) -> torch.device:
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "DREAMSERVE_DEVICE=cuda, but torch finds no GPU here. Give the worker one, or set DREAMSERVE_DEVICE=auto; "
+            "`dreamserve doctor` says what there is"
+        )
     return torch.device(settings.device)
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from service.settings import Settings
 
-__all__ = ["check_database", "free_port", "private_ray", "run_service", "start_frontend"]
+__all__ = ["check_database", "free_port", "private_ray", "run_service", "start_frontend", "wait_until_ready"]
 
 READY_S = 120.0
 """How long the frontend may take to answer; it takes seconds on an idle machine."""
@@ -88,12 +88,11 @@ def run_service(settings: Settings, host: str, port: int, address: str | None = 
         else:
             _say("A pool runs on this cluster already: it is used, and stays when this ends.")
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        if not _wait_until_ready(url, stop.event):
-            if stop.event.is_set():
-                return 0
-            _say(
-                f"Error: {url}/readyz did not answer within {READY_S:.0f} s. Look into {settings.data_dir}/logs."
-            )
+        trouble = wait_until_ready(url, stop.event)
+        if stop.event.is_set():
+            return 0
+        if trouble is not None:
+            _say(f"Error: not ready after {READY_S:.0f} s: {trouble} Look into {settings.data_dir}/logs.")
             return 1
         if settings.auth == "on":
             _say_how_to_call(settings)
@@ -260,16 +259,21 @@ def _drain(scaler: Any) -> None:
         )
 
 
-def _wait_until_ready(url: str, stop: threading.Event) -> bool:
+def wait_until_ready(url: str, stop: threading.Event) -> str | None:
+    """Wait for /readyz, at most `READY_S`, and until `stop`; what was the matter at the end, None when it is ready."""
     deadline = time.monotonic() + READY_S
+    trouble: str | None = "no answer."
     while time.monotonic() < deadline and not stop.is_set():
-        with (
-            contextlib.suppress(urllib.error.URLError, OSError),
-            urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer,  # noqa: S310 - our own http:// URL
-        ):
-            return bool(answer.status == 200)
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5):  # noqa: S310 - our own http:// URL
+                return None
+        except urllib.error.HTTPError as error:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # of a proxy, say
+                trouble = str(json.load(error)["detail"])
+        except OSError:
+            pass
         stop.wait(0.1)
-    return False
+    return trouble
 
 
 def free_port(host: str, port: int) -> int:

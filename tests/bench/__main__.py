@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.bench import batch_upload, engine, reward_actor, throughput
+from tests.bench import batch_upload, engine, queue, reward_actor, submissions, throughput
 
 results = {
     name: round(value, 4)
-    for part in (batch_upload, engine, throughput, reward_actor)
+    for part in (submissions, queue, batch_upload, engine, throughput, reward_actor)
     for name, value in part.measure().items()
 }
 Path("build").mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,8 +53,10 @@ def test_a_killed_worker_is_replaced_and_its_job_ends_with_the_same_bits(up: Cal
     job_id = service.submit(**spec)
     service.wait_for(job_id, lambda job: step_of(job) >= STEPS // 2)
     os.kill(service.actor("WorkerActor"), signal.SIGKILL)
+    killed_at = datetime.now(UTC)
     job = service.succeeded(job_id)
     lost, last = job["attempts"]
+    assert (datetime.fromisoformat(lost["ended_at"]) - killed_at).total_seconds() < 60, "noticed too late"
     assert (lost["outcome"], last["outcome"]) == ("worker_lost", "succeeded")
     assert last["resumed_from_step"] > 0
     assert last["worker"] != lost["worker"]

@@ -7,6 +7,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Literal
 
 import pytest
@@ -78,3 +80,47 @@ def test_a_port_in_use_is_named() -> None:
     assert result.exit_code == 2
     assert f"127.0.0.1:{port}" in result.stderr
     assert "Choose another --port" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        (
+            "DEVICE",
+            "cuda",
+            "finds no GPU; expected a GPU, as DREAMSERVE_DEVICE=cuda says. Install NVIDIA's driver",
+        ),
+        ("WORKER_GPUS", "1", "DREAMSERVE_WORKER_GPUS=1 lets a cluster's Ray give GPUs to workers"),
+    ],
+)
+def test_a_gpu_that_is_wanted_and_cannot_be_had_is_named_before_anything_starts(
+    setting: str, value: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv(f"DREAMSERVE_{setting}", value)
+    result = CliRunner().invoke(app, ["up", "--port", "0", "--data-dir", str(tmp_path / "data")])
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_a_service_that_does_not_become_ready_says_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers import up
+
+    class Frontend(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(b'{"detail": "The database did not answer."}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(up, "READY_S", 0.5)
+    with HTTPServer(("127.0.0.1", 0), Frontend) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert up.wait_until_ready(url, threading.Event()) == "The database did not answer."
+        server.shutdown()
+    assert up.wait_until_ready(url, threading.Event()) == "no answer."
