@@ -1,8 +1,8 @@
 """The OpenAPI document: what the framework cannot see of it, and what this server can do now.
 
 What keeps to the document is accepted: a job request's schema names the methods, priors, rewards and presets that
-live workers have. Where JSON Schema cannot say how two fields depend on each other, `SURE` and `SURE_BATCH` say
-something narrower than the service's own rule, and tell so.
+live workers have. Where JSON Schema cannot say how two fields depend on each other, the document says something
+narrower than the service's own rule (`SURE`, `SURE_DEFAULTS`, `SURE_SWEEP`), and a `$comment` tells so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from service.jobs.errors import Refused, StoreUnavailable
 from service.jobs.keys import NewKey
 from service.jobs.knobs import SdsMethod
 from service.jobs.presets import PRESETS
-from service.jobs.spec import MAX_EMBEDDED_STEPS, MAX_SEED, JobRequest
+from service.jobs.spec import MAX_EMBEDDED_STEPS, JobRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -88,28 +88,10 @@ SURE: Final[Schema] = {
     },
 }
 """Of a job: for numbers that depend on each other."""
-SURE_BATCH: Final[Schema] = {
-    "$comment": "What is surely accepted. The rules are: no two lines have one custom_id (by default the line's "
-    "number), and the job of at least one line and combination, with the defaults under it, is valid.",
-    "if": {"required": ["items"]},
-    "then": {
-        "properties": {
-            "defaults": {"propertyNames": {"enum": ["license_policy", "metadata", "outputs", "priority", "seed"]}},
-            "sweep": {
-                "properties": {
-                    "seed": {"items": {"type": "integer", "minimum": 0, "maximum": MAX_SEED}},
-                    "priority": {"items": {"enum": ["low", "normal", "high"]}},
-                },
-                "propertyNames": {"enum": ["seed", "priority"]},
-            },
-        },
-        "anyOf": [
-            {"properties": {"items": {"maxItems": 1}}},
-            {"properties": {"items": {"items": {"properties": {"custom_id": {"type": "null"}}}}}},
-        ],
-    },
-}  # fmt: skip
-"""Of a batch: for what depends on other lines, or on what lies under a line."""
+SURE_DEFAULTS: Final = ("license_policy", "metadata", "outputs", "priority", "seed")
+"""Fields of a job that fit under every line of a batch: no rule joins them to others."""
+SURE_SWEEP: Final[Schema] = {"seed": {"type": "array", "enum": [[0], [0, 1], [0, 1, 2, 3]]}}
+"""Examples: a schema cannot say that one of the combinations is to make a job of one of the lines."""
 
 
 def install_document(api: FastAPI, store: JobStore, settings: Settings) -> None:
@@ -140,8 +122,7 @@ def _complete(document: Schema, settings: Settings) -> Schema:
     )
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(schemas["$defs"])
-    components["schemas"]["BatchRequest"] |= SURE_BATCH
-    _describe_defaults(components["schemas"])
+    _describe_batch(components["schemas"])
     for method in METHODS.values():
         # It tells the methods apart.
         components["schemas"][method.__name__]["required"] = ["name"]
@@ -192,7 +173,7 @@ def _as_of_now(document: Schema, store: JobStore, settings: Settings) -> Schema:
         return document
     schemas = copy.deepcopy(document["components"]["schemas"])
     _narrow(schemas, can, settings)
-    _describe_defaults(schemas)
+    _describe_batch(schemas)
     return {**document, "components": {**document["components"], "schemas": schemas}}
 
 
@@ -226,18 +207,24 @@ def _narrow(schemas: Schema, can: Capabilities, settings: Settings) -> None:
     job |= SURE
 
 
-def _describe_defaults(schemas: Schema) -> None:
-    """Describe what lies under the lines of a batch: a job without the rules for the whole."""
-    fields = schemas["JobRequest"]
-    schemas["JobDefaults"] = {
-        "title": "JobDefaults",
-        "description": "Fields of each job of a batch, as in JobRequest; all may be left out.",
-        **{name: fields[name] for name in ("type", "properties", "additionalProperties")},
+def _describe_batch(schemas: Schema) -> None:
+    """Describe a batch, which is accepted when one of its lines, in one combination of the sweep, is a job."""
+    job, batch = schemas["JobRequest"]["properties"], schemas["BatchRequest"]["properties"]
+    batch["items"] |= {
+        "items": {},
+        "contains": {"$ref": "#/components/schemas/BatchLine"},
+        "description": "A BatchLine each, with custom_ids that differ. One that is not valid is kept, and told.",
     }
-    defaults = schemas["BatchRequest"]["properties"]["defaults"]
-    for keyword in ("type", "additionalProperties"):
-        defaults.pop(keyword, None)
-    defaults["$ref"] = "#/components/schemas/JobDefaults"
+    batch["defaults"] |= {
+        "$comment": "Surely accepted; the service takes all fields of JobRequest.",
+        "properties": {name: job[name] for name in SURE_DEFAULTS},
+        "additionalProperties": False,
+    }
+    batch["sweep"] |= {
+        "$comment": "Surely accepted; the service takes all values of all fields of JobRequest, inner ones too.",
+        "properties": SURE_SWEEP,
+        "additionalProperties": False,
+    }
 
 
 def _name(schema: Schema, names: Iterable[str], *, or_null: bool = True) -> None:
