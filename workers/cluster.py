@@ -128,8 +128,9 @@ def start_service(settings: Settings, host: str, port: int, ending: contextlib.E
 
 def _end_frontend(*, was_there: bool) -> None:
     """End the Serve application, and Serve itself unless it ran before."""
-    from ray import serve
+    import ray.serve
 
+    serve: Any = ray.serve  # its functions are untyped
     if was_there:
         serve.delete("default")  # Serve's name for an application without one
     else:
