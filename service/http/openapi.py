@@ -252,10 +252,16 @@ def _rules(methods: Iterable[str], can: Capabilities) -> list[Schema]:
     """Say which fields of a job go together; as `service.jobs.runnable` does it."""
     following = [name for name in methods if name != SdsMethod.model_fields["name"].default]
     named = {"properties": {"name": {"enum": following}}, "required": ["name"]}
-    some = {"rewards": {"minItems": 1}}
+    views = {facts.views for facts in can.priors.values()} - {None}
+    fit = sorted(name for name, facts in can.rewards.items() if not views or facts.views in (None, *views))
+    some: Schema = {"rewards": {"minItems": 1}}
+    scored: Schema = {"rewards": {**some["rewards"], "items": {"properties": {"name": {"enum": fit}}}}}
+    if set(fit) != set(can.rewards):
+        judge = {"enum": [*fit, None]}
+        scored["method"] = {"properties": {"judge": judge, "override": judge}}
     several = {"properties": {"count": {"minimum": 2}}, "required": ["count"], "type": "object"}
     rules = [
-        _rule({"method": {"anyOf": [{"enum": following}, {"type": "object", **named}]}}, some),
+        _rule({"method": {"anyOf": [{"enum": following}, {"type": "object", **named}]}}, scored),
         _rule({"candidates": several}, {**some, "effort": {"not": {"const": "preview"}}}),
         *(_impartial(name, can) for name in can.rewards),
     ]

@@ -71,10 +71,9 @@ def get_usage(
             suggestion="Leave all_owners out for your own.",
         )
     today = datetime.now(UTC).date()
-    last = min(until or today, cursor or today, today)
-    first = max(since or FIRST_DAY, FIRST_DAY)
-    if since is None:
-        first = max(first, min(until or today, today) - timedelta(days=DEFAULT_DAYS - 1))
+    ends = max(min(until or today, today), FIRST_DAY - timedelta(days=1))
+    first = max(since or ends - timedelta(days=DEFAULT_DAYS - 1), FIRST_DAY)
+    last = max(min(ends, cursor or ends), FIRST_DAY - timedelta(days=1))
     begins = max(first, last - timedelta(days=DAYS_A_PAGE - 1))
     items = Overview(store.database).usage(None if all_owners else caller.owner, begins, last)
     return {"items": items, "next_cursor": str(begins - timedelta(days=1)) if begins > first else None}

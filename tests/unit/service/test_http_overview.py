@@ -194,5 +194,10 @@ def test_usage_of_any_days_is_answered_in_pages_of_a_year(http: httpx.Client, st
     assert found == [str(day) for day in used]
     assert [item["day"] for item in pages[0]["items"]] == [str(today), str(used[1])]
     assert [item["day"] for item in http.get("/v1/usage").json()["items"]] == [str(today)]
-    backwards = {"since": str(today), "until": str(used[-1])}
-    assert http.get("/v1/usage", params=backwards).json() == {"items": [], "next_cursor": None}
+    for empty in (
+        {"since": str(today), "until": str(used[-1])},
+        {"until": "0001-01-01"},
+        {"since": "2000-01-01", "cursor": "0001-01-01"},
+        {"since": "9999-12-31"},
+    ):
+        assert http.get("/v1/usage", params=empty).json() == {"items": [], "next_cursor": None}

@@ -272,3 +272,20 @@ def test_the_schema_of_a_job_names_what_live_workers_have(http: httpx.Client, st
     assert narrow.is_valid({"prompt": "a cube", "method": {"name": "sds"}, "effort": "preview"})
     assert not narrow.is_valid({"prompt": "a cube", "effort": "preview", "steps": 5})
     assert not narrow.is_valid({"prompt": "a cube", "effort": "full"})
+
+
+def test_the_schema_of_a_job_lets_only_rewards_steer_that_score_the_priors_views(
+    http: httpx.Client, store: JobStore
+) -> None:
+    can = embedded_capabilities()
+    single = can.rewards["embedded-alignment"].model_copy(update={"views": 1})
+    rewards = {**can.rewards, "embedded-alignment": single}
+    store.publish_capabilities("worker", can.model_copy(update={"rewards": rewards}))
+    narrow = schema_of_a_job(http)
+    for method, is_accepted in (("sds", True), ("dreamdpo", False)):
+        body = {"prompt": "a cube", "rewards": [OTHER], "method": method, "referee": None}
+        assert narrow.is_valid(body) == is_accepted
+        assert (http.post("/v1/estimates", json=body).status_code == 200) == is_accepted
+    judged = {"prompt": "a cube", "method": {**METHOD, "judge": "embedded-alignment"}}
+    assert not narrow.is_valid(judged)
+    assert http.post("/v1/estimates", json=judged).status_code == 422
