@@ -3,7 +3,8 @@
 The real application runs on a private Ray, without workers, on SQLite in a temporary folder. `CLIENTS` connections
 send as fast as they get answers, in turns to `POST /generate`, each of whose answers is a job that is committed and
 synced, and to `GET /healthz`, which goes through the same proxy, replica and middleware and touches nothing. Promised:
-`posts_over_trivial`, the first ÷ the second, is at least 0.7.
+`posts_over_trivial`, the first ÷ the second, is at least 0.7. `posts_over_refused` compares with POSTs of a body that
+is no JSON: Ray Serve fetches every body by a call from the replica back to the proxy, which a GET does not wait for.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ __all__ = ["measure"]
 
 HOST = "127.0.0.1"
 CLIENTS = 32
-ROUNDS, ROUND_S, WARM_S = 5, 2.5, 3.0
+ROUNDS, ROUND_S = 5, 2.5
 Call = tuple[str, str, bytes | None, int]
 """Method, path, body, and the status that must come."""
 TRIVIAL: Call = ("GET", "/healthz", None, 200)
+REFUSED: Call = ("POST", "/generate", b"{", 400)
 SUBMIT: Call = (
     "POST",
     "/generate",
@@ -66,21 +68,22 @@ def measure() -> dict[str, float]:
         port = free_port(HOST, 0)
         start_frontend(settings, HOST, port)
         num_jobs, rates = 0, []
-        for call in (TRIVIAL, SUBMIT):
-            count, _ = answers_in(port, call, WARM_S)
-            num_jobs += count * (call is SUBMIT)
-        for _ in range(ROUNDS):
-            trivial, trivial_s = answers_in(port, TRIVIAL, ROUND_S)
-            posts, posts_s = answers_in(port, SUBMIT, ROUND_S)
-            num_jobs += posts
-            rates.append((posts / posts_s, trivial / trivial_s))
+        for turn in range(1 + ROUNDS):
+            per_s = []
+            for call in (TRIVIAL, SUBMIT, REFUSED):
+                count, took_s = answers_in(port, call, ROUND_S)
+                num_jobs += count * (call is SUBMIT)
+                per_s.append(count / took_s)
+            if turn:  # the first one warms up
+                rates.append(per_s)
         store = JobStore(settings.database_url)
         assert store.snapshot().jobs[JobState.QUEUED] == num_jobs
         store.close()
     return {
-        "posts_per_s": statistics.median(post for post, _ in rates),
-        "trivial_per_s": statistics.median(trivial for _, trivial in rates),
-        "posts_over_trivial": statistics.median(post / trivial for post, trivial in rates),
+        "posts_per_s": statistics.median(posts for _, posts, _ in rates),
+        "trivial_per_s": statistics.median(trivial for trivial, _, _ in rates),
+        "posts_over_trivial": statistics.median(posts / trivial for trivial, posts, _ in rates),
+        "posts_over_refused": statistics.median(posts / refused for _, posts, refused in rates),
     }
 
 
