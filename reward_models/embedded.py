@@ -85,7 +85,7 @@ class EmbeddedReward(nn.Module):
             name=self.config.name,
             value_range=None,
             scale="nats: 0 is a certain match of sound pictures; −1 is e times less likely",
-            views=self.config.views,
+            views=self.config.views if self.config.views > 1 else None,
             uses_prompt=True,
             differentiable=True,
             license="Apache-2.0",

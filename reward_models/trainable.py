@@ -67,7 +67,7 @@ class TrainableReward(nn.Module):
     @property
     def num_views(self) -> int | None:
         """How many views of each object it must have; `None`: any number, but the same of each."""
-        return self.card.views if self.card.views != 1 else None
+        return self.card.views
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Give the parameters that are trained, by name."""

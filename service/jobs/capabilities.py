@@ -101,7 +101,7 @@ def embedded_capabilities() -> Capabilities:
             "embedded-multiview": RewardFacts(
                 differentiable=True, multiview=True, views=4, typical=(-2.4, 1.3)
             ),
-            "embedded-alignment": RewardFacts(differentiable=True, views=4, typical=(-2.3, 2.4)),
+            "embedded-alignment": RewardFacts(differentiable=True, typical=(-2.3, 2.4)),
         },
         mesh_formats=("glb", "obj", "ply", "stl"),
     )

@@ -278,8 +278,8 @@ def test_the_schema_of_a_job_lets_only_rewards_steer_that_score_the_priors_views
     http: httpx.Client, store: JobStore
 ) -> None:
     can = embedded_capabilities()
-    single = can.rewards["embedded-alignment"].model_copy(update={"views": 1})
-    rewards = {**can.rewards, "embedded-alignment": single}
+    of_two = can.rewards["embedded-alignment"].model_copy(update={"views": 2})
+    rewards = {**can.rewards, "embedded-alignment": of_two}
     store.publish_capabilities("worker", can.model_copy(update={"rewards": rewards}))
     narrow = schema_of_a_job(http)
     for method, is_accepted in (("sds", True), ("dreamdpo", False)):
