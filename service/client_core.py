@@ -117,7 +117,8 @@ class JobDocument:
             )
         artifact = next((artifact for artifact in found if artifact["kind"] == kind), None)
         if artifact is None:
-            kinds = ", ".join(sorted({artifact["kind"] for artifact in found})) or "nothing"
+            nothing = "nothing" if self.ended else "nothing yet"
+            kinds = ", ".join(sorted({artifact["kind"] for artifact in found})) or nothing
             raise DownloadError(f"{whose} has no {kind!r} artifact; it has: {kinds}.")
         return artifact
 

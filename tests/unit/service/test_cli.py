@@ -256,7 +256,9 @@ def test_a_distant_service_that_is_away_is_not_replaced_by_an_embedded_one(tmp_p
 
 def test_interrupting_a_watch_exits_130_and_leaves_the_job(url: str, store: JobStore) -> None:
     job_id = submit(url)
-    program = "from service.cli import app; app()"
+    # Where the tests run in the background, a shell has told them and their children to ignore interrupts.
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heeding}; from service.cli import app; app()"
     command = [sys.executable, "-c", program, "watch", job_id, "--url", url]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as watching:
         assert watching.stderr is not None
