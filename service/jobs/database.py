@@ -226,7 +226,7 @@ def _connect(url: sa.URL) -> sa.Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     try:
-        return sa.create_engine(
+        engine = sa.create_engine(
             url,
             json_serializer=_json,
             pool_pre_ping=True,
@@ -239,6 +239,14 @@ def _connect(url: sa.URL) -> sa.Engine:
         raise ValueError(
             f"the database is PostgreSQL, whose driver is not installed ({error}); install dreamserve[postgres]"
         ) from error
+
+    @sa.event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:
+        # To compile the statement that counts places takes longer than to run it.
+        connection.execute("SET jit = off")
+        connection.commit()
+
+    return engine
 
 
 def _connect_sqlite(url: sa.URL) -> sa.Engine:
