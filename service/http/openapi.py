@@ -180,7 +180,7 @@ def _as_of_now(document: Schema, store: JobStore, settings: Settings) -> Schema:
 def _narrow(schemas: Schema, can: Capabilities, settings: Settings) -> None:
     job = schemas["JobRequest"]
     fields = job["properties"]
-    steering = sorted(name for name, facts in can.rewards.items() if facts.steers)
+    steering = _steering(can)
     methods = [name for name in METHODS if name in can.methods]
     _name(fields["prior"], can.priors)
     _name(fields["effort"], can.efforts)
@@ -248,31 +248,36 @@ def _once(name: str) -> Schema:
     return {"contains": entry, "minContains": 0, "maxContains": 1}
 
 
+def _steering(can: Capabilities) -> list[str]:
+    return sorted(name for name, facts in can.rewards.items() if facts.steers)
+
+
 def _rules(methods: Iterable[str], can: Capabilities) -> list[Schema]:
     """Say which fields of a job go together; as `service.jobs.runnable` does it."""
     following = [name for name in methods if name != SdsMethod.model_fields["name"].default]
     named = {"properties": {"name": {"enum": following}}, "required": ["name"]}
     views = {facts.views for facts in can.priors.values()} - {None}
-    fit = sorted(name for name, facts in can.rewards.items() if not views or facts.views in (None, *views))
+    steering = _steering(can)
+    fit = [name for name in steering if not views or can.rewards[name].views in (None, *views)]
     some: Schema = {"rewards": {"minItems": 1}}
     scored: Schema = {"rewards": {**some["rewards"], "items": {"properties": {"name": {"enum": fit}}}}}
-    if set(fit) != set(can.rewards):
+    if fit != steering:
         judge = {"enum": [*fit, None]}
         scored["method"] = {"properties": {"judge": judge, "override": judge}}
     several = {"properties": {"count": {"minimum": 2}}, "required": ["count"], "type": "object"}
     rules = [
         _rule({"method": {"anyOf": [{"enum": following}, {"type": "object", **named}]}}, scored),
         _rule({"candidates": several}, {**some, "effort": {"not": {"const": "preview"}}}),
-        *(_impartial(name, can) for name in can.rewards),
+        *(_impartial(name, steering) for name in steering),
     ]
     if "preview" in can.efforts:
         rules.append(_rule({"effort": {"const": "preview"}}, {"steps": {"type": "null"}}))
     return rules
 
 
-def _impartial(referee: str, can: Capabilities) -> Schema:
+def _impartial(referee: str, steering: Iterable[str]) -> Schema:
     """Keep a referee from steering."""
-    others = sorted(set(can.rewards) - {referee})
+    others = sorted(set(steering) - {referee})
     judge = {"enum": [*others, None]}
     rewards: Schema = {"items": {"properties": {"name": {"enum": others}}}}
     usual = referee == DEFAULT_REWARD

@@ -13,6 +13,7 @@ import pytest
 from service.http import stream
 from service.jobs.states import FailureCode
 from service.jobs.store import JobStore
+from workers.networks import load_networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,9 +40,12 @@ def test_whatever_the_document_allows_is_answered_as_it_says(
     store: JobStore,
     objects: ObjectStore,
     finish: Callable[[Lease], None],
+    settings: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The document says what live workers can do: here, what one with the shipped weights can.
+    store.publish_capabilities("worker", load_networks(settings).capabilities(), ttl_s=3_600)
     # Event streams end at once, so that they are read to their end too (`MAX_STREAM_S` is 15 minutes).
     monkeypatch.setattr(stream, "MAX_STREAM_S", 0.0)
     for ends in (finish, lambda lease: store.fail(lease, FailureCode.NAN_DIVERGENCE, "at step 3"), None):
