@@ -1,6 +1,6 @@
 """Retrain the embedded reward on Ray Train, with one and with two workers, and compare it with the shipped one.
 
-Run `python -m tests.bench.reward_training FOLDER [--pairs 2700] [--epochs 4] [--renew viewer.heads …]`; it prints JSON.
+Run `python -m tests.bench.reward_training FOLDER [--pairs 8000] [--epochs 6] [--renew viewer.heads …]`; it prints JSON.
 Both are tested on the same pairs, whose prompts training has not seen. What is retrained has forgotten the modules
 named by `--renew`; what it knows with them lost is printed as `at_the_start`.
 """
@@ -68,8 +68,8 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--pairs", type=int, default=2_700)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=8_000)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--renew", nargs="*", default=FORGOTTEN)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     given = parser.parse_args()
