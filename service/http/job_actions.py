@@ -147,9 +147,8 @@ def delete_job(job_id: JobId, store: Store, objects: Objects, caller: Identity) 
 
 
 def _keep(store: JobStore, owner: str, job_id: str, body: Any) -> Document:
-    if (
-        store.get(job_id, owner) is None
-    ):  # before anything is said of the body, as of a job that never existed
+    # Before anything is said of the body, as of a job that never existed.
+    if store.get(job_id, owner) is None:
         raise unknown("job", job_id)
     wanted = read_as(
         KeepRequest,

@@ -173,7 +173,6 @@ def _as_of_now(document: Schema, store: JobStore, settings: Settings) -> Schema:
         return document
     schemas = copy.deepcopy(document["components"]["schemas"])
     _narrow(schemas, can, settings)
-    _describe_batch(schemas)
     return {**document, "components": {**document["components"], "schemas": schemas}}
 
 
