@@ -7,6 +7,7 @@ It proves demand → nodes → jobs → idle removal on one machine; neither Kub
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -41,10 +42,11 @@ from service.jobs.admission import admit  # noqa: E402
 from service.jobs.objects import open_object_store  # noqa: E402
 from service.jobs.store import JobStore  # noqa: E402
 from service.settings import Settings  # noqa: E402
+from tests import waiting  # noqa: E402
 from workers.pool import PoolScaler, WorkerActor, start_pool  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from workers.worker import Worker
 
@@ -53,6 +55,7 @@ JOBS = 6
 NODE_IDLE_S = 2.0
 LONG_STEPS = 300
 PATIENCE_S = 300.0
+wait_until = functools.partial(waiting.wait_until, timeout_s=PATIENCE_S, every_s=0.1)
 
 
 def small_worker(settings: Settings, name: str, _rewards: object = None) -> Worker:
@@ -168,14 +171,6 @@ def relatives() -> list[int]:
             if TOKEN.encode() in (folder / "environ").read_bytes() and int(folder.name) != os.getpid():
                 found.append(int(folder.name))
     return found
-
-
-def wait_until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not what():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not so after {PATIENCE_S} s")
-        threading.Event().wait(0.1)
 
 
 def step_of(job: dict[str, Any] | None) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,16 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import waiting
 from tests.unit.service.jobs.postgres import find_programs, running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 HEAD = Path(__file__).parents[2]
 MEMBER = Path(__file__).with_name("member.py")
 NUM_JOBS, STEPS, CHECKPOINT_S = 6, 250, 0.5
+wait_until = functools.partial(waiting.wait_until, timeout_s=300, every_s=0.1)
 
 
 @pytest.fixture
@@ -180,10 +182,3 @@ def is_ready(http: httpx.Client) -> bool:
         return http.get("/readyz").status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    until = time.monotonic() + 300
-    while not done():
-        assert time.monotonic() < until
-        time.sleep(0.1)

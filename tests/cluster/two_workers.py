@@ -5,33 +5,25 @@ A process of its own, since a private cluster sets the environment that Ray read
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from service.jobs.admission import admit
 from service.jobs.store import JobStore
 from service.settings import Settings
+from tests import waiting
 from workers.up import private_ray
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 REWARD = "embedded-multiview"
 PATIENCE_S = 600.0
 
 
-def wait_until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not what():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not so after {PATIENCE_S} s")
-        threading.Event().wait(0.05)
+wait_until = functools.partial(waiting.wait_until, timeout_s=PATIENCE_S, every_s=0.05)
 
 
 def run(data_dir: Path) -> dict[str, Any]:

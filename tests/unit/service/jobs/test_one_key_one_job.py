@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
@@ -9,22 +10,22 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from service.jobs.store import JobStore
+from tests import waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 CALLERS = 100
 KILLED_AFTER = 5
 """Answers: the other callers' requests are being served, or wait for it."""
 PATIENCE_S = 60.0
+wait_until = functools.partial(waiting.wait_until, timeout_s=PATIENCE_S, every_s=0.02)
 BODY = json.dumps({"prompt": "a red cube", "seed": 7})
 HEADERS = {"Content-Type": "application/json", "Idempotency-Key": "one-for-all"}
 
@@ -76,13 +77,6 @@ class Frontend:
             return None
         finally:
             connection.close()
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not done():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_S} s"
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
