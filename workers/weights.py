@@ -14,10 +14,19 @@ from workers.artifacts import ARTIFACTS
 if TYPE_CHECKING:
     from reward_models.contracts import RewardModel
 
-__all__ = ["EMBEDDED_PRIOR", "EMBEDDED_REWARDS", "REWARD_NAMES", "check_weights", "load_reward"]
+__all__ = [
+    "EMBEDDED_PRIOR",
+    "EMBEDDED_REWARDS",
+    "EMBEDDED_WEAK_PRIOR",
+    "REWARD_NAMES",
+    "check_weights",
+    "load_reward",
+]
 
 _EMBEDDED = Path(__file__).parent / "embedded" / "weights"
 EMBEDDED_PRIOR = _EMBEDDED / "embedded-prior.safetensors"
+EMBEDDED_WEAK_PRIOR = _EMBEDDED / "embedded-prior-weak.safetensors"
+"""An early checkpoint of it, on which evaluations compare methods; no job uses it."""
 EMBEDDED_REWARDS = {
     "embedded-multiview": _EMBEDDED / "embedded-multiview-reward.safetensors",
     "embedded-alignment": _EMBEDDED / "embedded-alignment-reward.safetensors",

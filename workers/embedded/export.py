@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
+from workers.embedded.train_prior import WEAK_STEP
 from workers.embedded.train_rewards import REFEREE, REWARD, RewardRecipe, new_reward
-from workers.embedded.trained import averaged_prior, stage_checkpoint
-from workers.weights import EMBEDDED_PRIOR, EMBEDDED_REWARDS
+from workers.embedded.trained import averaged_prior, stage_checkpoint, weak_prior
+from workers.weights import EMBEDDED_PRIOR, EMBEDDED_REWARDS, EMBEDDED_WEAK_PRIOR
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,12 +41,23 @@ def export_weights(folder: Path, weights: Path) -> None:
         prior = averaged_prior(folder)
         runs = {"text": stage_checkpoint(folder, "text"), "prior": stage_checkpoint(folder, "prior")}
         _write(weights / EMBEDDED_PRIOR.name, prior, {"embedded_prior": prior.config.to_json()}, runs, commit)
+        weak = weak_prior(folder)
+        runs["prior"] = _until(runs["prior"], WEAK_STEP)
+        _write(
+            weights / EMBEDDED_WEAK_PRIOR.name, weak, {"embedded_prior": weak.config.to_json()}, runs, commit
+        )
     for recipe in (REWARD, REFEREE):
         if (folder / f"{recipe.stage}.pt").exists():
             reward = averaged_reward(folder, recipe)
             runs = {recipe.stage: stage_checkpoint(folder, recipe.stage)}
             name = EMBEDDED_REWARDS[recipe.name].name
             _write(weights / name, reward, {"embedded_reward": reward.config.to_json()}, runs, commit)
+
+
+def _until(run: dict[str, Any], step: int) -> dict[str, Any]:
+    """Tell what a stage's run was when it had taken `step` steps."""
+    curve = [point for point in run["curve"] if point["step"] <= step]
+    return run | {"step": step, "seconds": 60 * curve[-1]["minutes"], "curve": curve}
 
 
 def _write(

@@ -1,7 +1,8 @@
 """`make eval`: optimize prompts whose truth is known, judge the finished GLBs, and draw table and contact sheet.
 
 Every object goes the way of a real job (scene, engine, mesh, GLB); what is judged is the surface that a reader of
-the GLB sees. Results are kept one JSON line each, so that an interrupted evaluation goes on where it stopped.
+the GLB sees. Results are kept one JSON line each, so that an interrupted evaluation goes on where it stopped; those of
+`tests/bench/studies.jsonl` need not be made again (`--lines`).
 
 Suites: "default" judges the default method on singles, everyday objects and held-out pairs; "weak", "draft" and
 "methods" compare SDS, DreamFL, DreamDPO and PSD on the weak prior, and on the shipped one at 100 and 300 steps, under
@@ -16,6 +17,7 @@ import hashlib
 import json
 import multiprocessing
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +26,19 @@ import torch
 from service.settings import Settings
 from workers.embedded.captions import plain_caption
 from workers.embedded.preference_pairs import PAIR_KINDS, pair_accuracy
-from workers.embedded.trained import weak_prior
 from workers.evaluation.arms import SUITES, Arm, Case
 from workers.evaluation.objects import make_object
 from workers.evaluation.prompts import everyday_objects, held_out_pairs, kind_of, single_shapes
 from workers.evaluation.report import best_of_table, comparison_table, contact_sheet, truth_table
 from workers.networks import Networks, hold_embedded_prior, load_networks
-from workers.weights import EMBEDDED_PRIOR, EMBEDDED_REWARDS, REWARD_NAMES, load_reward
+from workers.priors.embedded import load_embedded_prior
+from workers.weights import (
+    EMBEDDED_PRIOR,
+    EMBEDDED_REWARDS,
+    EMBEDDED_WEAK_PRIOR,
+    REWARD_NAMES,
+    load_reward,
+)
 
 if TYPE_CHECKING:
     from workers.embedded.world import Description
@@ -38,22 +46,25 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "main"]
 
 
-def evaluate(
-    cases: list[Case], folder: Path, weak_prior_folder: Path, processes: int
-) -> list[dict[str, Any]]:
-    """Make and judge all cases that `folder` has no line of yet, and answer all lines in the order of the cases."""
+def evaluate(cases: list[Case], folder: Path, lines_file: Path, processes: int) -> list[dict[str, Any]]:
+    """Make and judge all cases that the file has no line of yet, and answer all lines in the order of the cases.
+
+    Pictures and GLBs of those that are made now go to `folder`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    lines_file = folder / "results.jsonl"
     known = {}
     if lines_file.exists():
-        # What other weights made is kept in the file, but is no answer to this question.
-        lines = map(json.loads, lines_file.read_text().splitlines())
-        known = {line["key"]: line for line in lines if line["weights"] == shipped_weights()}
-    missing = [case for case in cases if case.key not in known]
+        known = {line["key"]: line for line in map(json.loads, lines_file.read_text().splitlines())}
+    # What other weights made is kept in the file, but is no answer to this question.
+    missing = [
+        case
+        for case in cases
+        if case.key not in known or known[case.key]["weights"] != used_weights(case.arm.weak)
+    ]
     if missing:
         pool = multiprocessing.get_context("spawn").Pool(processes)
         with pool, lines_file.open("a") as file:
-            made = pool.imap_unordered(_evaluate_one, [(case, folder, weak_prior_folder) for case in missing])
+            made = pool.imap_unordered(_evaluate_one, [(case, folder) for case in missing])
             for number, line in enumerate(made):
                 known[line["key"]] = line
                 file.write(json.dumps(line) + "\n")
@@ -66,30 +77,31 @@ def evaluate(
     return [known[case.key] for case in cases]
 
 
-def shipped_weights() -> dict[str, str]:
-    """Name the shipped files that make and score objects, each with the start of its sha256."""
-    files = (EMBEDDED_PRIOR, *EMBEDDED_REWARDS.values())
-    return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files}
+@cache
+def used_weights(weak: bool) -> str:
+    """Name the shipped files that make and score objects: the start of the sha256 of each."""
+    files = (EMBEDDED_WEAK_PRIOR if weak else EMBEDDED_PRIOR, *EMBEDDED_REWARDS.values())
+    return " ".join(hashlib.sha256(path.read_bytes()).hexdigest()[:8] for path in files)
 
 
 _networks: dict[bool, Networks] = {}
 """Of this process, by whether the prior is the weak one; loaded when first needed."""
 
 
-def _held(weak: bool, weak_prior_folder: Path) -> Networks:
+def _held(weak: bool) -> Networks:
     if weak not in _networks:
         torch.set_num_threads(1)
         networks = load_networks(Settings(reward_placement="local"))
         if weak:
-            prior = hold_embedded_prior(weak_prior(weak_prior_folder))
-            networks = replace(networks, priors={"embedded": prior})
+            prior = load_embedded_prior(EMBEDDED_WEAK_PRIOR)
+            networks = replace(networks, priors={"embedded": hold_embedded_prior(prior)})
         _networks[weak] = networks
     return _networks[weak]
 
 
-def _evaluate_one(task: tuple[Case, Path, Path]) -> dict[str, Any]:
-    case, folder, weak_prior_folder = task
-    made = make_object(case, _held(case.arm.weak, weak_prior_folder))
+def _evaluate_one(task: tuple[Case, Path]) -> dict[str, Any]:
+    case, folder = task
+    made = make_object(case, _held(case.arm.weak))
     name = case.key.replace("|", "-").replace(" ", "_")
     (folder / f"{name}.png").write_bytes(made.files["thumbnail"])
     (folder / f"{name}.glb").write_bytes(made.files["glb"])
@@ -101,10 +113,10 @@ def _evaluate_one(task: tuple[Case, Path, Path]) -> dict[str, Any]:
         "seed": case.seed,
         "right": made.verdict.right,
         "faults": made.verdict.faults,
-        "f_score": made.verdict.f_score,
+        "f_score": round(made.verdict.f_score, 4),
         "picture": f"{name}.png",
-        "weights": shipped_weights(),
-        **made.numbers,
+        "weights": used_weights(case.arm.weak),
+        **{name: round(number, 4) for name, number in made.numbers.items()},
     }
 
 
@@ -140,9 +152,7 @@ def main() -> None:
     )
     parser.add_argument("--processes", type=int, default=2, help="one thread each")
     parser.add_argument("--folder", type=Path, default=Path("build/eval"))
-    parser.add_argument(
-        "--weak-prior", type=Path, default=Path("build/embedded"), help="work folder of the training"
-    )
+    parser.add_argument("--lines", type=Path, help="results, a JSON line each (FOLDER/results.jsonl)")
     arguments = parser.parse_args()
     if arguments.suite == "pairs":
         print(_pair_table(arguments.count))
@@ -155,7 +165,8 @@ def main() -> None:
         for description in _descriptions(arguments)
         for arm in arms
     ]
-    lines = evaluate(cases, arguments.folder, arguments.weak_prior, arguments.processes)
+    lines_file = arguments.lines or arguments.folder / "results.jsonl"
+    lines = evaluate(cases, arguments.folder, lines_file, arguments.processes)
     text = truth_table(lines)
     if len(arms) > 1:
         numbers = [

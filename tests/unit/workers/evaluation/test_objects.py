@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import torch
 from workers.cameras import CameraRig, Cameras
 from workers.embedded.truth import Truth
 from workers.embedded.world import Description, Thing, build, ground_truth_mesh
+from workers.evaluation import run
 from workers.evaluation.arms import SUITES, Arm, Case
 from workers.evaluation.objects import silhouette_iou
 from workers.evaluation.oracle import Oracle, WatchedRig
@@ -69,17 +71,28 @@ def test_arms_of_one_name_are_one_arm() -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_and_does_nothing_twice(tmp_path: Path) -> None:
-    oracle = Arm("dreamfl-oracle", {"name": "dreamfl"}, steps=12, oracle=True)
+    oracle = Arm("weak-dreamfl-oracle", {"name": "dreamfl"}, steps=12, weak=True, oracle=True)
     cases = [Case(STACK, arm, 0) for arm in (Arm("sds", steps=12), oracle)]
-    first = evaluate(cases[:1], tmp_path, tmp_path, processes=1)
-    both = evaluate(cases, tmp_path, tmp_path, processes=1)
+    lines_file = tmp_path / "lines.jsonl"
+    first = evaluate(cases[:1], tmp_path, lines_file, processes=1)
+    both = evaluate(cases, tmp_path, lines_file, processes=1)
     assert both[0] == first[0]
-    assert [line["arm"] for line in both] == ["sds", "dreamfl-oracle"]
+    assert [line["arm"] for line in both] == ["sds", "weak-dreamfl-oracle"]
+    assert both[0]["weights"] != both[1]["weights"]
     assert all((tmp_path / line["picture"]).exists() for line in both)
-    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+    assert len(lines_file.read_text().splitlines()) == 2
 
 
-@pytest.mark.slow
-def test_the_weak_prior_is_asked_for_by_name_where_it_was_never_trained(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="make train-embedded"):
-        evaluate([Case(STACK, Arm("weak-sds", steps=2, weak=True), 0)], tmp_path, tmp_path, processes=1)
+def test_what_other_weights_made_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"key": Case(STACK, Arm("sds"), 0).key, "weights": run.used_weights(False), "right": True}
+    lines_file = tmp_path / "lines.jsonl"
+    lines_file.write_text(json.dumps(made) + "\n")
+    assert evaluate([Case(STACK, Arm("sds"), 0)], tmp_path, lines_file, processes=1) == [made]
+    monkeypatch.setattr(run, "used_weights", lambda weak: f"other {weak}")
+    monkeypatch.setattr(run.multiprocessing, "get_context", _no_processes)
+    with pytest.raises(LookupError, match="would be made"):
+        evaluate([Case(STACK, Arm("sds"), 0)], tmp_path, lines_file, processes=1)
+
+
+def _no_processes(_method: str) -> None:
+    raise LookupError("would be made")
