@@ -41,11 +41,10 @@ def export_weights(folder: Path, weights: Path) -> None:
         prior = averaged_prior(folder)
         runs = {"text": stage_checkpoint(folder, "text"), "prior": stage_checkpoint(folder, "prior")}
         _write(weights / EMBEDDED_PRIOR.name, prior, {"embedded_prior": prior.config.to_json()}, runs, commit)
-        weak = weak_prior(folder)
-        runs["prior"] = _until(runs["prior"], WEAK_STEP)
-        _write(
-            weights / EMBEDDED_WEAK_PRIOR.name, weak, {"embedded_prior": weak.config.to_json()}, runs, commit
-        )
+        if (folder / f"prior-step{WEAK_STEP}.pt").exists():
+            prior, runs["prior"] = weak_prior(folder), _until(runs["prior"], WEAK_STEP)
+            path = weights / EMBEDDED_WEAK_PRIOR.name
+            _write(path, prior, {"embedded_prior": prior.config.to_json()}, runs, commit)
     for recipe in (REWARD, REFEREE):
         if (folder / f"{recipe.stage}.pt").exists():
             reward = averaged_reward(folder, recipe)

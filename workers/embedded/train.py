@@ -4,7 +4,8 @@ Every stage checkpoints itself in the work folder and resumes by itself: "pictur
 text encoder, on captions made on the fly), "prior" (slot encoder and U-Net), "outputs" (objects optimized under an
 early checkpoint of the prior and under the finished one), "reward", "referee"; "export" writes the fp16 files that
 the project ships. Needs torch, numpy and safetensors only (but "outputs" needs the whole project); `--device cuda`
-trains on a GPU.
+trains on a GPU. Stage "shipped", which is not among them, puts the shipped prior in place of "text" and of as many
+steps of "prior" as it was trained for: more `--prior-steps` than that train it on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from workers.embedded.dataset import render_pictures
 from workers.embedded.export import export_weights
 from workers.embedded.outputs import collect_outputs
-from workers.embedded.train_prior import train_prior, train_text
+from workers.embedded.train_prior import take_up_shipped, train_prior, train_text
 from workers.embedded.train_rewards import REFEREE, REWARD, train_reward
 from workers.embedded.trained import averaged_prior, weak_prior
 from workers.weights import EMBEDDED_PRIOR
@@ -34,7 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stages", nargs="*", default=STAGES, help=f"of {', '.join(STAGES)}; default: all")
+    parser.add_argument(
+        "stages", nargs="*", default=STAGES, help=f"of {', '.join(STAGES)}; default: all these"
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/embedded"), help="work folder")
     parser.add_argument("--weights", type=Path, default=EMBEDDED_PRIOR.parent, help="where export writes")
     parser.add_argument("--device", default="cpu")
@@ -51,6 +54,8 @@ def main() -> None:
                     for seed in seeds:
                         if not (arguments.folder / name / f"pictures-{seed}.npz").exists():
                             render_pictures(arguments.folder / name, 10_000, seed)
+            case "shipped":
+                take_up_shipped(arguments.folder)
             case "text":
                 train_text(arguments.folder)
             case "prior":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,14 +14,23 @@ from workers.embedded.captions import accent_nouns, nouns, random_caption, vocab
 from workers.embedded.dataset import NO_COLOR, Batch, Pictures
 from workers.embedded.training import TrainingRun, has_fast_bfloat16, moved_to, muon
 from workers.embedded.world import COLORS, NAMES, RELATIONS, SIZES, Description, build, random_description
-from workers.priors.embedded import EmbeddedConfig, EmbeddedPrior, TextEncoder
+from workers.priors.embedded import EmbeddedConfig, EmbeddedPrior, TextEncoder, load_embedded_prior
 from workers.priors.embedded_unet import TextChoices
+from workers.weights import EMBEDDED_PRIOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["WEAK_STEP", "SlotsAndUNet", "described", "new_prior", "train_prior", "train_text"]
+__all__ = [
+    "WEAK_STEP",
+    "SlotsAndUNet",
+    "described",
+    "new_prior",
+    "take_up_shipped",
+    "train_prior",
+    "train_text",
+]
 
 CHANNELS = [64, 96, 160]
 WEAK_STEP = 400
@@ -49,8 +59,7 @@ def train_text(folder: Path, steps: int = 3000, batch: int = 96) -> TextEncoder:
     torch.manual_seed(1)
     prior = new_prior()
     encoder = prior.text_encoder
-    optimizer = torch.optim.AdamW(encoder.parameters(), 1.5e-3, (0.9, 0.98), weight_decay=0.01)
-    run = TrainingRun("text", folder, encoder, [optimizer], steps, batch, 1, torch.Generator().manual_seed(2))
+    run = _text_run(folder, encoder, steps, batch)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((3, step))
@@ -139,24 +148,7 @@ def train_prior(folder: Path, steps: int, batch: int = 32, device: str = "cpu") 
     torch.manual_seed(4)
     prior = new_prior().to(device)
     model = SlotsAndUNet(prior)
-    hidden = dict(muon_parameters(model))
-    rest = [parameter for name, parameter in model.named_parameters() if name not in hidden]
-    optimizers = [
-        muon(hidden.values()),
-        torch.optim.AdamW(rest, 2e-3, (0.9, 0.98), weight_decay=0.01),
-    ]
-    run = TrainingRun(
-        "prior",
-        folder,
-        model,
-        optimizers,
-        steps,
-        batch,
-        4,
-        torch.Generator().manual_seed(5),
-        ema_decay=0.998,
-        keep_step=WEAK_STEP,
-    )
+    run = _prior_run(folder, model, steps, batch)
     pictures = Pictures(folder / "pictures")
     fast = has_fast_bfloat16(device)
 
@@ -177,6 +169,44 @@ def train_prior(folder: Path, steps: int, batch: int = 32, device: str = "cpu") 
 
     run.fit(loss)
     return model
+
+
+def take_up_shipped(folder: Path) -> None:
+    """Write the shipped prior as both stages' checkpoints, as if it had been trained here, but with new optimizers."""
+    shipped = load_embedded_prior(EMBEDDED_PRIOR).requires_grad_(True)
+    stages = json.loads(EMBEDDED_PRIOR.with_suffix(".json").read_text())["stages"]
+    for new_run, model in ((_text_run, shipped.text_encoder), (_prior_run, SlotsAndUNet(shipped))):
+        run = new_run(folder, model, steps=0)
+        run.take_up(stages[run.name])
+        run.save()
+
+
+def _text_run(folder: Path, encoder: TextEncoder, steps: int, batch: int = 96) -> TrainingRun:
+    optimizer = torch.optim.AdamW(encoder.parameters(), 1.5e-3, (0.9, 0.98), weight_decay=0.01)
+    return TrainingRun(
+        "text", folder, encoder, [optimizer], steps, batch, 1, torch.Generator().manual_seed(2)
+    )
+
+
+def _prior_run(folder: Path, model: SlotsAndUNet, steps: int, batch: int = 32) -> TrainingRun:
+    hidden = dict(muon_parameters(model))
+    rest = [parameter for name, parameter in model.named_parameters() if name not in hidden]
+    optimizers = [
+        muon(hidden.values()),
+        torch.optim.AdamW(rest, 2e-3, (0.9, 0.98), weight_decay=0.01),
+    ]
+    return TrainingRun(
+        "prior",
+        folder,
+        model,
+        optimizers,
+        steps,
+        batch,
+        4,
+        torch.Generator().manual_seed(5),
+        ema_decay=0.998,
+        keep_step=WEAK_STEP,
+    )
 
 
 def _v_loss(

@@ -101,6 +101,10 @@ class TrainingRun:
         for name, value in self.model.state_dict().items():
             self.ema[name].lerp_(value, 1 - decay)
 
+    def take_up(self, record: dict[str, Any]) -> None:
+        """Count the model's weights as those of an earlier run, which has this training record."""
+        self.step, self.seconds, self.curve = record["steps"], 60 * record["minutes"], record["curve"]
+
     def save(self) -> None:
         """Write the whole state beside the last one, then replace it."""
         state = {

@@ -9,11 +9,20 @@ import pytest
 import torch
 
 from workers.embedded.dataset import Pictures, render_pictures
+from workers.embedded.export import export_weights
 from workers.embedded.outputs import Outputs, collect_outputs
-from workers.embedded.train_prior import WEAK_STEP, SlotsAndUNet, new_prior, train_prior, train_text
+from workers.embedded.train_prior import (
+    WEAK_STEP,
+    SlotsAndUNet,
+    new_prior,
+    take_up_shipped,
+    train_prior,
+    train_text,
+)
 from workers.embedded.train_rewards import REFEREE, REWARD, train_reward
 from workers.embedded.trained import averaged_prior, weak_prior
 from workers.embedded.training import TrainingRun
+from workers.weights import EMBEDDED_PRIOR
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +94,17 @@ def untrained_priors(folder: Path) -> None:
     torch.save({"model": prior.text_encoder.state_dict()}, folder / "text.pt")
     for stage in ("prior", f"prior-step{WEAK_STEP}"):
         torch.save({"ema": SlotsAndUNet(prior).state_dict()}, folder / f"{stage}.pt")
+
+
+def test_the_shipped_prior_is_trained_on_from_where_its_record_ends(pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path, dirs_exist_ok=True)
+    take_up_shipped(tmp_path)
+    export_weights(tmp_path, tmp_path / "weights")
+    assert (tmp_path / "weights" / EMBEDDED_PRIOR.name).read_bytes() == EMBEDDED_PRIOR.read_bytes()
+    taken_up = curve(tmp_path, "prior")
+    train_prior(tmp_path, int(taken_up[-1]["step"]) + 1)
+    assert curve(tmp_path, "prior")[:-1] == taken_up
+    assert curve(tmp_path, "prior")[-1]["loss"] < 0.1
 
 
 def test_a_reward_that_steers_learns_also_from_comparisons(pictures: Path, tmp_path: Path) -> None:
