@@ -19,6 +19,7 @@ import httpx
 import sqlalchemy as sa
 
 from service.jobs.keys import KeyStore, NewKey
+from service.jobs.states import JobState
 from service.jobs.store import JobStore
 from service.jobs.tallies import Total
 from tests.chaos.crew import Crew
@@ -36,7 +37,6 @@ LEASE_S = 3.0
 NUM_WORKERS = 3
 OWNERS = ("ada", "grace")
 JOBS_PER_S = 1.0
-"""Below what the workers manage, so that faults meet every stage of jobs and not a long queue."""
 HEAL_S = 600.0
 """How long the end of all jobs may take once nothing fails any more."""
 
@@ -69,7 +69,9 @@ def run(stack: ExitStack, folder: Path, num_jobs: int, seed: int) -> int:
     http = stack.enter_context(httpx.Client(base_url=crew.url, timeout=30))
     _wait_until(lambda: _is_up(http), 60)
 
-    workload = Workload(crew.url, keys, num_jobs, JOBS_PER_S, seed)
+    workload = Workload(
+        crew.url, keys, num_jobs, JOBS_PER_S, lambda: store.snapshot().jobs[JobState.QUEUED], seed
+    )
     faults = Faults(crew, database, objects, LEASE_S, seed)
     started = time.monotonic()
     workload.start()

@@ -19,7 +19,9 @@ __all__ = ["Faults"]
 
 LEAST_OF_EACH = 10
 PAUSE_S = (0.2, 1.2)
-"""Between two faults, so that work gets done in between."""
+"""Between two faults, until each kind was done often enough."""
+LATER_PAUSE_S = (2.0, 6.0)
+"""From then on: a worker that dies takes seconds to come back, and most work of a long run is to get done."""
 OUTAGE_S = (0.3, 2.5)
 
 
@@ -60,7 +62,7 @@ class Faults:
             kind = self._random.choice([one for one in self.kinds if self.counts[one] <= least + 1])
             if self.kinds[kind]():
                 self.counts[kind] += 1
-            time.sleep(self._random.uniform(*PAUSE_S))
+            time.sleep(self._random.uniform(*LATER_PAUSE_S if self._are_enough() else PAUSE_S))
 
     def _are_enough(self) -> bool:
         return all(self.counts[kind] >= LEAST_OF_EACH for kind in self.kinds)

@@ -8,8 +8,12 @@ import random
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Intention", "Workload", "seed_of"]
 
@@ -18,6 +22,8 @@ NUM_CLIENTS = 4
 CANCEL_SHARE, REPEAT_SHARE = 0.05, 0.15
 TIMEOUT_S = 5.0
 PATIENCE_S = 120.0
+MAX_QUEUED = 20
+"""Clients wait while so many jobs do, so that faults meet every stage of jobs and not a long queue."""
 
 
 def seed_of(prompt: str) -> int:
@@ -38,10 +44,19 @@ class Intention:
 
 
 class Workload:
-    """`num_jobs` intentions of several owners, carried out by a few threads at about `jobs_per_s`."""
+    """`num_jobs` intentions of several owners, carried out by a few threads at `jobs_per_s` or less."""
 
-    def __init__(self, url: str, keys: dict[str, str], num_jobs: int, jobs_per_s: float, seed: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        keys: dict[str, str],
+        num_jobs: int,
+        jobs_per_s: float,
+        num_queued: Callable[[], int],
+        seed: int,
+    ) -> None:
         self._url, self._keys, self._pause_s = url, keys, NUM_CLIENTS / jobs_per_s
+        self._num_queued = num_queued
         self._random = random.Random(seed)
         owners = sorted(keys)
         self.intentions = [
@@ -75,6 +90,8 @@ class Workload:
                 except queue.Empty:
                     return
                 time.sleep(self._random.uniform(0, 2 * self._pause_s))
+                while self._num_queued() >= MAX_QUEUED:
+                    time.sleep(self._pause_s)
 
     def _carry_out(self, http: httpx.Client, one: Intention) -> None:
         body = {
