@@ -40,6 +40,7 @@ class AsyncClient:
         self, url: str = DEFAULT_URL, timeout_s: float = 30.0, *, api_key: str | None = None
     ) -> None:
         self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
         self._http = httpx.AsyncClient(**core.connection(self.url, timeout_s, api_key))
 
     async def __aenter__(self) -> Self:
@@ -92,9 +93,12 @@ class AsyncClient:
 
     async def usage(self, since: date | None = None, until: date | None = None) -> list[Document]:
         """List worker seconds and ended jobs by day, newest first; the last 30 days by default."""
-        days = {"since": since, "until": until}
-        params = {name: day.isoformat() for name, day in days.items() if day is not None}
-        items: list[Document] = (await self.request("GET", "/v1/usage", params=params)).json()["items"]
+        items: list[Document] = []
+        params: dict[str, Any] | None = core.usage_params(since, until)
+        while params is not None:
+            page = (await self.request("GET", "/v1/usage", params=params)).json()
+            items += page["items"]
+            params = core.next_params(params, page)
         return items
 
     async def methods(self) -> list[Document]:
@@ -113,11 +117,16 @@ class AsyncClient:
             return False
 
     async def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """Send one request and turn every refusal into a typed error."""
-        try:
-            response = await self._http.request(method, path, **arguments)
-        except httpx.TransportError as error:
-            raise core.unreachable(self.url, error) from error
+        """Send one request and turn every refusal into a typed error, but for one that is waited out (`Turn`)."""
+        turn = core.Turn(self._timeout_s)
+        pause_s: float | None = 0.0
+        while pause_s is not None:
+            await asyncio.sleep(pause_s)
+            try:
+                response = await self._http.request(method, path, **arguments)
+            except httpx.TransportError as error:
+                raise core.unreachable(self.url, error) from error
+            pause_s = turn.pause_s(response)
         raise_for_problem(response)
         return response
 
@@ -133,11 +142,17 @@ class AsyncClient:
     @asynccontextmanager
     async def stream(self, call: Call) -> AsyncIterator[httpx.Response]:
         """Send a request whose answer is read while it comes. Raises httpx.TransportError when it breaks."""
-        async with self._http.stream(call.method, call.path, **call.arguments) as response:
-            if response.is_error:
-                await response.aread()
-            raise_for_problem(response)
-            yield response
+        turn = core.Turn(self._timeout_s)
+        while True:
+            async with self._http.stream(call.method, call.path, **call.arguments) as response:
+                if response.is_error:
+                    await response.aread()
+                pause_s = turn.pause_s(response)
+                if pause_s is None:
+                    raise_for_problem(response)
+                    yield response
+                    return
+            await asyncio.sleep(pause_s)
 
     async def _fetch(self, call: Call) -> Document:
         document: Document = (await self.request(call.method, call.path, **call.arguments)).json()

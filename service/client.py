@@ -72,6 +72,7 @@ class Client:
         self, url: str = DEFAULT_URL, timeout_s: float = 30.0, *, api_key: str | None = None
     ) -> None:
         self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
         self._http = httpx.Client(**core.connection(self.url, timeout_s, api_key))
 
     def __enter__(self) -> Self:
@@ -125,9 +126,12 @@ class Client:
 
     def usage(self, since: date | None = None, until: date | None = None) -> list[Document]:
         """List worker seconds and ended jobs by day, newest first; the last 30 days by default."""
-        days = {"since": since, "until": until}
-        params = {name: day.isoformat() for name, day in days.items() if day is not None}
-        items: list[Document] = self.request("GET", "/v1/usage", params=params).json()["items"]
+        items: list[Document] = []
+        params: dict[str, Any] | None = core.usage_params(since, until)
+        while params is not None:
+            page = self.request("GET", "/v1/usage", params=params).json()
+            items += page["items"]
+            params = core.next_params(params, page)
         return items
 
     def methods(self) -> list[Document]:
@@ -146,11 +150,16 @@ class Client:
             return False
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """Send one request and turn every refusal into a typed error."""
-        try:
-            response = self._http.request(method, path, **arguments)
-        except httpx.TransportError as error:
-            raise core.unreachable(self.url, error) from error
+        """Send one request and turn every refusal into a typed error, but for one that is waited out (`Turn`)."""
+        turn = core.Turn(self._timeout_s)
+        pause_s: float | None = 0.0
+        while pause_s is not None:
+            time.sleep(pause_s)
+            try:
+                response = self._http.request(method, path, **arguments)
+            except httpx.TransportError as error:
+                raise core.unreachable(self.url, error) from error
+            pause_s = turn.pause_s(response)
         raise_for_problem(response)
         return response
 
@@ -166,11 +175,17 @@ class Client:
     @contextmanager
     def stream(self, call: Call) -> Iterator[httpx.Response]:
         """Send a request whose answer is read while it comes. Raises httpx.TransportError when it breaks."""
-        with self._http.stream(call.method, call.path, **call.arguments) as response:
-            if response.is_error:
-                response.read()
-            raise_for_problem(response)
-            yield response
+        turn = core.Turn(self._timeout_s)
+        while True:
+            with self._http.stream(call.method, call.path, **call.arguments) as response:
+                if response.is_error:
+                    response.read()
+                pause_s = turn.pause_s(response)
+                if pause_s is None:
+                    raise_for_problem(response)
+                    yield response
+                    return
+            time.sleep(pause_s)
 
     def _fetch(self, call: Call) -> Document:
         document: Document = self.request(call.method, call.path, **call.arguments).json()

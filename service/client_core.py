@@ -21,6 +21,7 @@ from service.client_errors import DownloadError, JobFailedError, ServiceUnavaila
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import date
     from types import TracebackType
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Event",
     "EventLog",
     "JobDocument",
+    "Turn",
     "action",
     "connection",
     "content",
@@ -41,6 +43,7 @@ __all__ = [
     "segment",
     "submission",
     "unreachable",
+    "usage_params",
 ]
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
@@ -168,6 +171,12 @@ def job_params(page_size: int, metadata: Mapping[str, str] | None, **filters: st
     return params | {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
 
 
+def usage_params(since: date | None, until: date | None) -> dict[str, Any]:
+    """Build the query of the first page of the usage."""
+    days = {"since": since, "until": until}
+    return {name: day.isoformat() for name, day in days.items() if day is not None}
+
+
 def next_params(params: dict[str, Any], page: Document) -> dict[str, Any] | None:
     """Build the query of the page after `page`; None when that was the last."""
     return None if page["next_cursor"] is None else {**params, "cursor": page["next_cursor"]}
@@ -197,6 +206,27 @@ def unreachable(url: str, error: httpx.TransportError) -> ServiceUnavailableErro
     return ServiceUnavailableError(
         f"No service answers at {url} ({error}). Start one with `dreamserve up` or name another URL."
     )
+
+
+class Turn:
+    """A request that waits for its turn when its key has sent too many: nothing was done, so it is sent again."""
+
+    def __init__(self, timeout_s: float) -> None:
+        """`timeout_s`: how long to wait in all, at most."""
+        self._until = time.monotonic() + timeout_s
+
+    def pause_s(self, answer: httpx.Response) -> float | None:
+        """Say how long the service wants us to wait, None when this is its answer (whose body was read if it is a 429).
+
+        A full queue and a used-up quota are answers, too: that they end soon nobody knows.
+        """
+        if answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
+            return None
+        try:
+            is_rate, wait_s = answer.json()["code"] == "rate-limited", float(answer.headers["Retry-After"])
+        except (ValueError, LookupError, TypeError):  # of a proxy, say
+            return None
+        return wait_s if is_rate and 0 <= wait_s <= self._until - time.monotonic() else None
 
 
 # ---- following a job
