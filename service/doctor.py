@@ -1,4 +1,4 @@
-"""Is this installation sound? The checks that need neither torch nor Ray: database, clock, objects, metrics.
+"""Is this installation sound? The checks that need neither torch nor Ray: database, clock, workers, objects, metrics.
 
 Each says what was found and, where that is wrong, what was expected and what to do. None changes anything that stays.
 `workers.doctor` has the others.
@@ -17,8 +17,9 @@ import httpx
 import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.jobs import schema
+from service.jobs import fleet, schema, troubles
 from service.jobs.database import Clock, Database, database_time
+from service.jobs.documents import rfc3339
 from service.jobs.errors import StoreUnavailable, UnusableDatabase
 from service.jobs.objects import UnfitStore, check_writes_once, open_object_store
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from service.jobs.objects import ObjectStore
     from service.settings import Settings
 
-__all__ = ["MAX_SKEW_S", "Checked", "check_database", "check_metrics", "check_objects"]
+__all__ = ["MAX_SKEW_S", "Checked", "check_database", "check_metrics", "check_objects", "check_workers"]
 
 MAX_SKEW_S: Final = 5.0
 """Between this machine's clock and the database's: leases need none, but expiry times and signatures are compared."""
@@ -53,8 +54,8 @@ def check_database(settings: Settings, clock: Clock = database_time) -> list[Che
             _no_database("a URL that cannot be read", "sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME")
         ]
     where = url.render_as_string(hide_password=True)
-    if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).exists():
-        return [_new_sqlite(Path(url.database))]
+    if (new := _missing_file(url)) is not None:
+        return [_new_sqlite(new)]
     try:
         database = Database(settings.database_url, clock)
     except (ValueError, StoreUnavailable) as error:
@@ -83,6 +84,12 @@ def _to_come(revision: str | None) -> str:
     return f"{have}; the service brings it to {schema.head()} when it starts"
 
 
+def _missing_file(url: sa.URL) -> Path | None:
+    """Name the SQLite file that a look at the database would make."""
+    is_missing = url.get_backend_name() == "sqlite" and url.database and not Path(url.database).exists()
+    return Path(str(url.database)) if is_missing else None
+
+
 def _new_sqlite(file: Path) -> Checked:
     folder = next(one for one in file.absolute().parents if one.exists())
     if folder.is_dir() and os.access(folder, os.W_OK):
@@ -100,6 +107,38 @@ def _clock(skew_s: float) -> Checked:
     return Checked(
         "clock", "fail", found, f"at most {MAX_SKEW_S:.0f} s", "Let both machines set theirs by NTP."
     )
+
+
+def check_workers(settings: Settings) -> list[Checked]:
+    """What keeps workers from starting, as they and the pool have told; nothing where there are no tables yet."""
+    try:
+        if _missing_file(sa.make_url(settings.database_url)) is not None:
+            return []
+        database = Database(settings.database_url)
+    except (sa.exc.ArgumentError, ValueError, StoreUnavailable):
+        return []  # `check_database` has said so
+    try:
+        if database.look()[1] != schema.head():
+            return []
+        with database.reading() as tx:
+            found, known = troubles.told(tx), fleet.known_capabilities(tx)
+    except StoreUnavailable:
+        return []  # `check_database` has said so
+    finally:
+        database.close()
+    if not found:
+        live = 0 if known is None else known.num_live
+        return [Checked("workers", "ok", f"{live} live worker(s), and none has failed to start")]
+    return [
+        Checked(
+            "workers",
+            "fail",
+            f"{one.source}, at {rfc3339(one.at)}: {one.detail}",
+            "workers that start",
+            "See above; this is forgotten as soon as a worker has started.",
+        )
+        for one in found
+    ]
 
 
 def check_objects(settings: Settings) -> Checked:

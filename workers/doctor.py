@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
     from workers.artifacts import Artifact
 
-__all__ = ["check_gpu", "check_ray", "check_weights", "doctor", "ray_requirement"]
+__all__ = ["check_gpu", "check_judge", "check_ray", "check_weights", "doctor", "ray_requirement"]
 
 CONNECT_S = 10.0
 
@@ -42,7 +42,7 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Check this installation: GPU, weights, object store, database, clock, Ray, metrics; exit 1 if a check fails."""
+    """Check this installation: GPU, weights, judge, stores, clock, workers, Ray, metrics; exit 1 if a check fails."""
     from service.settings import Settings
 
     settings = Settings() if data_dir is None else Settings(data_dir=data_dir)
@@ -58,11 +58,13 @@ def doctor(
 
 
 def _checks(settings: Settings, url: str | None, address: str | None) -> Iterator[Checked]:
-    from service.doctor import check_database, check_metrics, check_objects
+    from service.doctor import check_database, check_metrics, check_objects, check_workers
 
     yield check_gpu(settings)
     yield from check_weights(settings)
+    yield from check_judge(settings)
     yield from check_database(settings)
+    yield from check_workers(settings)
     yield check_objects(settings)
     yield check_ray(settings, address)
     yield check_metrics((url or DEFAULT_URL).rstrip("/"), required=url is not None)
@@ -158,6 +160,30 @@ def _check_imported(artifact: Artifact, folder: Path) -> Checked:
     return Checked("weights", "ok", f"{artifact.name}, {len(hashes)} file(s), {kept}")
 
 
+def check_judge(settings: Settings) -> Iterator[Checked]:
+    """Is the local judge's folder, if one is named, whole, and are its weights the bytes that a worker has read?"""
+    from reward_models.multimodal_folder import ORIGIN, faults, weight_files
+    from service.doctor import Checked
+    from workers.artifacts import hash_files, read_notes
+    from workers.judges import NOTES
+
+    folder = settings.judge_folder
+    if folder is None:
+        return
+    if wrong := faults(folder):
+        action = f"Fetch a whole folder of a Qwen2.5-VL (from {ORIGIN}, for example), or unset DREAMSERVE_JUDGE_FOLDER."
+        yield Checked("judge", "fail", f"{folder}: {'; '.join(wrong)}", "a whole folder", action)
+        return
+    hashes = hash_files(folder, weight_files(folder), {})
+    # A file of another size or time is another file, which workers read anew when they start.
+    known = hash_files(folder, hashes, read_notes(settings.data_dir / NOTES))
+    if changed := [name for name in hashes if hashes[name] != known[name]]:
+        found = f"{' and '.join(changed)} in {folder} changed since a worker read it, but for size and time"
+        yield Checked("judge", "fail", found, "the bytes that were read", "Fetch the folder anew.")
+        return
+    yield Checked("judge", "ok", f"{folder.name}, {len(hashes)} file(s) of weights, whole")
+
+
 def ray_requirement() -> Requirement:
     """Read from our own package which Ray it was made for; raises `LookupError` when it is not installed."""
     from packaging.requirements import Requirement  # Ray brings it
@@ -172,7 +198,7 @@ def check_ray(settings: Settings, address: str | None, installed: str | None = N
     `installed` is its version, if not that of the installed package.
     """
     from service.doctor import Checked
-    from workers.cluster import ClusterUnreachable, WrongRay, look_at
+    from workers.cluster import ClusterUnusable, WrongRay, look_at
 
     wanted = ray_requirement().specifier
     installed = installed or importlib.metadata.version("ray")
@@ -185,9 +211,8 @@ def check_ray(settings: Settings, address: str | None, installed: str | None = N
     try:
         found = look_at(address, CONNECT_S)
     except WrongRay as error:
-        action = "Give all images of the cluster the same Ray and Python, and set rayVersion to it."
-        return Checked("ray", "fail", str(error), f"Ray {installed}", action)
-    except ClusterUnreachable as error:
+        return Checked("ray", "fail", str(error), f"Ray {installed}", "Build the images anew.")
+    except ClusterUnusable as error:
         return Checked("ray", "fail", str(error), "a cluster that answers", "Start it, or correct --address.")
     pool = "the pool runs" if found.has_pool else "no pool runs (dreamserve pool starts it)"
     told = f"Ray {installed}: {found.nodes} node(s), {found.cpus:g} CPUs, {found.gpus:g} GPUs; {pool}"

@@ -48,6 +48,11 @@ class WorkerHandle(Protocol):
         """Seconds since it last answered; 0 before its first answer."""
         ...
 
+    @property
+    def has_answered(self) -> bool:
+        """Whether it ever has: before, it may have no place to run at."""
+        ...
+
     def end_when_idle(self) -> None: ...
     def drain(self, timeout_s: float) -> bool: ...
     def kill(self) -> None: ...
@@ -99,6 +104,12 @@ class Pool:
     def is_troubled(self) -> bool:
         """Whether several workers in a row have died soon after they were born."""
         return self._pause_s >= TROUBLED_PAUSE_S
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds that a worker waits for its place since it was started: the longest; 0 when none does."""
+        waiting = [born for handle, born in self._workers.values() if not handle.has_answered]
+        return self._clock() - min(waiting) if waiting else 0.0
 
     def adopt(self, living: Iterable[WorkerHandle]) -> None:
         """Tend these workers too, unless they are known; somebody else has started them."""

@@ -5,6 +5,7 @@ What is heavy is imported inside the commands, so that `dreamserve --help` is in
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 from pathlib import Path
@@ -22,6 +23,7 @@ from workers.reward_commands import reward_app
 from workers.weights_commands import weights_app
 
 if TYPE_CHECKING:
+    from service.jobs.troubles import Source
     from service.settings import Settings
 
 __all__ = ["authenticating", "check_gpus", "main"]
@@ -53,9 +55,9 @@ def up(
 ) -> None:
     """Run the service (API and workers) until Ctrl-C; prints {"url": …} when it is ready."""
     from service.jobs.errors import StoreUnavailable
-    from service.jobs.objects import UnfitStore, open_checked_store
-    from workers.cluster import ClusterUnfit, ClusterUnreachable
-    from workers.up import check_database, run_service
+    from service.jobs.objects import UnfitStore
+    from workers.cluster import ClusterUnusable
+    from workers.up import check_stores, run_service
     from workers.weights import check_weights
 
     try:
@@ -63,14 +65,13 @@ def up(
         if not cluster:
             check_gpus(settings)
         check_weights()
-        open_checked_store(settings.objects_url)
-        check_database(settings)
+        check_stores(settings)
     except (ValueError, FileNotFoundError, StoreUnavailable, UnfitStore) as error:
         usage(str(error))
     address = os.environ.get("RAY_ADDRESS", "auto") if cluster else None
     try:
         status = run_service(settings, host, port, address)
-    except (ClusterUnreachable, ClusterUnfit) as error:
+    except ClusterUnusable as error:
         usage(str(error))
     except OSError as error:
         usage(f"cannot listen at {host}:{port}: {error.strerror or error}. Choose another --port, or 0.")
@@ -86,11 +87,22 @@ def worker(
     import logging
     import signal
 
+    from service.jobs.errors import StoreUnavailable
+    from service.jobs.objects import UnfitStore
     from workers.pool import build_worker
+    from workers.up import check_stores
+    from workers.weights import check_weights
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = _settings(data_dir=data_dir)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        check_stores(settings)
+        check_weights()
+        _check_device(settings)
+    except (ValueError, FileNotFoundError, StoreUnavailable, UnfitStore) as error:
+        _note(settings, "worker", str(error))
+        usage(str(error))
     alone = build_worker(settings, name or f"worker-{os.getpid()}")
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: alone.drain())
@@ -105,6 +117,11 @@ def check_gpus(settings: Settings) -> None:
             "private Ray of `up` gives none. Unset it (DREAMSERVE_DEVICE=auto uses this machine's GPU), or use "
             "--cluster"
         )
+    _check_device(settings)
+
+
+def _check_device(settings: Settings) -> None:
+    """Raise ValueError when networks are to run on a GPU, and there is none that computes."""
     if settings.device == "cuda" and (found := check_gpu(settings)).status == "fail":
         raise ValueError(f"{found.found}; expected {found.expected}. {found.action}")
 
@@ -130,14 +147,36 @@ def pool(
     timeout_s: Annotated[float, typer.Option(min=0, help="How long to wait for the cluster.")] = 120.0,
 ) -> None:
     """Start the worker pool on a running Ray cluster, unless it is there; it goes on without this process."""
+    from service.jobs.errors import StoreUnavailable
+    from service.jobs.objects import UnfitStore
     from service.settings import Settings
-    from workers.cluster import ClusterUnfit, ClusterUnreachable, ensure_pool
+    from workers.cluster import ClusterUnusable, ensure_pool
+    from workers.up import check_stores
 
     try:
-        started = ensure_pool(Settings(), address, timeout_s)
-    except (ClusterUnreachable, ClusterUnfit, ValueError) as error:
+        settings = Settings()
+        check_stores(settings)
+    except (ValueError, StoreUnavailable, UnfitStore) as error:
+        usage(str(error))
+    try:
+        started = ensure_pool(settings, address, timeout_s)
+    except (ClusterUnusable, ValueError) as error:
+        told = error.advice if isinstance(error, ClusterUnusable) else str(error)
+        _note(settings, "pool", f"`dreamserve pool` could not start the pool. {told}")
         usage(str(error))
     typer.echo("The pool is started." if started else "The pool was there already.", err=True)
+
+
+def _note(settings: Settings, source: Source, sentence: str) -> None:
+    """Tell a service that is there already what keeps workers from starting, so that its /readyz can say it."""
+    from service.jobs.errors import StoreUnavailable
+    from service.jobs.store import JobStore
+    from workers.starting import note_trouble
+
+    with contextlib.suppress(StoreUnavailable, ValueError):  # this then is what is the matter, and is told
+        store = JobStore(settings.database_url)
+        note_trouble(store, source, sentence)
+        store.close()
 
 
 def main() -> None:

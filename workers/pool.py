@@ -22,6 +22,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from service.jobs.errors import StoreUnavailable
 from workers.keeping import ENDED, NAME_PREFIX, LedPool, Pool, wanted_workers
+from workers.starting import note_trouble, trouble_noted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -49,6 +50,8 @@ NAMESPACE = "dreamserve"
 SCALER_NAME = "pool-scaler"
 TEND_EVERY_S = 0.5
 LOOK_AT_NODE_EVERY_S = 1.0
+WAIT_S, TELL_EVERY_S = 60.0, 60.0
+"""How long a worker may take to begin to run before that is told, and how often it is told then."""
 FAREWELL_S = 5.0
 """What a worker that has left its jobs gives the scaler to see that it ended in good order."""
 
@@ -80,9 +83,10 @@ class WorkerActor:
         from workers.watchdog import Watchdog, give_up
 
         write_log(settings)
-        rewards = remote_rewards(settings, name) if settings.reward_placement == "actor" else None
-        self._worker = self.build(settings, name, rewards)
         store = JobStore(settings.database_url)
+        with trouble_noted(store):
+            rewards = remote_rewards(settings, name) if settings.reward_placement == "actor" else None
+            self._worker = self.build(settings, name, rewards)
         Watchdog(lambda: self._worker.attempts, functools.partial(give_up, store)).start()
         self._life = threading.Thread(target=self._live, name="life", daemon=True)
         self._life.start()
@@ -208,6 +212,8 @@ class PoolScaler:
             may_act=lambda: leadership.is_held,
         )
         self._led = LedPool(pool, leadership, _living_workers)
+        self._settings, self._store = settings, store
+        self._told_at = float("-inf")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tend", daemon=True)
         self._thread.start()
@@ -216,11 +222,23 @@ class PoolScaler:
         while not self._stopping.is_set():
             try:
                 self._led.tend()
+                self._tell_who_waits()
             except StoreUnavailable as error:
                 log.warning("cannot tend the pool: %s", error)
             except Exception:
                 log.exception("tending the pool failed; trying again")
             self._stopping.wait(TEND_EVERY_S)
+
+    def _tell_who_waits(self) -> None:
+        """Note for /readyz that Ray has no place for a worker: no GPU, say, or no node with this Ray."""
+        waited_s, now = self._led.pool.waiting_s, time.monotonic()
+        if waited_s < WAIT_S or now - self._told_at < TELL_EVERY_S:
+            return
+        self._told_at = now
+        has: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        told = lacking_place(self._settings.worker_gpus, has, waited_s)
+        log.warning("%s", told)
+        note_trouble(self._store, "pool", told)
 
     def names(self) -> tuple[str, ...]:
         return self._led.pool.names
@@ -234,6 +252,17 @@ class PoolScaler:
         self._led.drain(timeout_s)
 
 
+def lacking_place(gpus: float, has: Mapping[str, float], waited_s: float) -> str:
+    """Say what a worker that wants so many GPUs waits for, on a cluster that has these resources."""
+    wish = f"{gpus:g} GPU(s) and a little CPU" if gpus else "a little CPU"
+    return (
+        f"for {waited_s:.0f} s a worker has not begun to run: it wants {wish}, and the nodes of the Ray cluster have "
+        f"{has.get('GPU', 0.0):g} GPU(s) and {has.get('CPU', 0.0):g} CPU(s), free or not. Add a node that has this "
+        f"(its image needs the same Ray, {ray.__version__}, and the same Python, else it cannot join), or lower "
+        "DREAMSERVE_WORKER_GPUS. If there is one: does it still fetch the image, or load shared rewards?"
+    )
+
+
 class _RayWorker:
     """A `WorkerHandle` on a Ray actor."""
 
@@ -243,6 +272,11 @@ class _RayWorker:
         self._said = "starting"
         self._asked: Any = None
         self._answered_at: float | None = None
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether it ever has."""
+        return self._answered_at is not None
 
     @property
     def silent_s(self) -> float:

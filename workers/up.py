@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from service.settings import Settings
 
-__all__ = ["check_database", "free_port", "private_ray", "run_service", "start_frontend", "wait_until_ready"]
+__all__ = ["check_stores", "free_port", "private_ray", "run_service", "start_frontend", "wait_until_ready"]
 
 READY_S = 120.0
 """How long the frontend may take to answer; it takes seconds on an idle machine."""
@@ -105,11 +105,16 @@ def run_service(settings: Settings, host: str, port: int, address: str | None = 
     return 0
 
 
-def check_database(settings: Settings) -> None:
-    """Raise `UnusableDatabase` for one of another release; a server that does not answer may still come up."""
+def check_stores(settings: Settings) -> None:
+    """Raise `UnusableDatabase` for one of another release, `UnfitStore` for objects that are written twice.
+
+    One that does not answer is told of, and may still come up. Raises ValueError for a URL of neither kind.
+    """
     from service.jobs.database import Database
     from service.jobs.errors import StoreUnavailable, UnusableDatabase
+    from service.jobs.objects import open_checked_store
 
+    open_checked_store(settings.objects_url)
     database = Database(settings.database_url)
     try:
         with database.reading():
@@ -147,10 +152,23 @@ def _stand_by(scaler: Any, stop: threading.Event, settings: Settings) -> None:
     while not stop.wait(STAND_BY_S):
         with contextlib.suppress(ActorUnavailableError):  # it died, and Ray is restarting it
             if not told and ray.get(scaler.is_troubled.remote()):
-                _say(
-                    f"Workers keep dying: see {settings.data_dir / 'logs' / 'workers.log'}. Trying new ones."
-                )
+                log_file = settings.data_dir / "logs" / "workers.log"
+                _say(f"Workers keep dying: {_trouble(settings)}. See {log_file}. Trying new ones.")
                 told = True
+
+
+def _trouble(settings: Settings) -> str:
+    """Read what workers have told of themselves."""
+    from service.jobs.errors import StoreUnavailable
+    from service.jobs.store import JobStore
+
+    store = JobStore(settings.database_url)
+    try:
+        return "; ".join(one.detail for one in store.troubles()) or "they did not say why"
+    except StoreUnavailable as error:
+        return str(error)
+    finally:
+        store.close()
 
 
 def _start_everything(settings: Settings, host: str, port: int) -> Any:

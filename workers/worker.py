@@ -27,6 +27,7 @@ from workers.opening import prior_of, prompt_warnings
 from workers.reporter import Reporter
 from workers.scene import NanDivergence
 from workers.scoring import score_checkpoint
+from workers.starting import note_trouble, public_words, trouble_noted
 from workers.worker_seconds import WorkerSeconds
 
 if TYPE_CHECKING:
@@ -126,9 +127,12 @@ class Worker:
         self._reporter.slots = self._settings.slots_per_worker
         self._reporter.start()
         try:
-            self._networks = self._load()
-            self._reporter.capabilities = self._networks.capabilities()
-            log.info("worker %s is ready", self.name)
+            with trouble_noted(self._store):
+                self._await_objects()
+                self._networks = self._load()
+            if not self._draining.is_set():
+                self._reporter.capabilities = self._networks.capabilities()
+                log.info("worker %s is ready", self.name)
             while not self._draining.is_set():
                 self._fill_slots()
                 self._obey()
@@ -147,6 +151,20 @@ class Worker:
             self._reporter.stop()
         with contextlib.suppress(StoreUnavailable):  # its rows run out by themselves
             self._store.retire(self.name)
+
+    def _await_objects(self) -> None:
+        """Wait until the object store answers, or this worker is to end: what it made meanwhile would be lost."""
+        while not self._draining.is_set():
+            if self._leaving.is_set():
+                self.drain()
+            try:
+                self._objects.check()
+            except StoreUnavailable as error:
+                log.warning("worker %s cannot start yet: %s", self.name, error)
+                note_trouble(self._store, "worker", public_words(error))
+                self._draining.wait(POLL_AFTER_FAILURE_S)
+            else:
+                return
 
     # ---- taking jobs
 

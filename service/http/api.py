@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -32,6 +33,7 @@ from service.http.openapi import ABOUT, install_document
 from service.http.rates import RateLimit
 from service.http.requests import Objects, RequestId, ServiceSettings, Store
 from service.jobs.batches import ADVANCE_EVERY_S, BatchStore
+from service.jobs.documents import rfc3339
 from service.jobs.errors import StoreUnavailable
 from service.jobs.sweeping import SWEEP_EVERY_S, Sweeper
 from service.metrics import CONTENT_TYPE, render_metrics
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 __all__ = ["build_api"]
+
+logger = logging.getLogger(__name__)
 
 RESOURCES = (jobs, job_actions, estimates, stream, artifacts, batches, capabilities, webhooks, usage, keys)
 """The modules of routes, in the order of the documentation."""
@@ -89,22 +93,33 @@ async def healthz() -> dict[str, str]:
 
 @probes.get("/readyz", responses=problems(503))
 def readyz(store: Store, objects: Objects) -> dict[str, Any]:
-    """Say whether jobs can be taken; a 503 names each store that cannot be reached.
+    """Say whether jobs can be taken; a 503 names each store that cannot be reached, and says what to do.
 
-    Without live `workers` they are taken too, as workers come when there is work; `known_from` says by what they are
-    judged until then (see `/v1/methods`).
+    Without live `workers` they are taken too, and wait, as workers come when there is work; `known_from` says by what
+    they are judged until then (see `/v1/methods`). `trouble` lists what keeps workers from starting, such as a GPU, a
+    secret or weights that are missing, or another Ray: by whom it was told (`worker` or `pool`), since when (`at`),
+    and what to do. It is empty once a worker has started, and while a pool just has nothing to do.
     """
-    failed = []
+    down: dict[str, str] = {}
     for check in (store.ping, objects.check):
         try:
             check()
         except StoreUnavailable as error:
-            failed.append(error.dependency)
-    if failed:
-        raise store_down(failed)
+            logger.error("not ready: %s", error)
+            down[error.dependency] = error.advice
+    if down:
+        raise store_down(down)
     known = store.known_capabilities()
     workers = 0 if known is None else known.num_live
-    return {"service": "dreamserve", "status": "ready", "workers": workers, **capabilities.how_known(known)}
+    return {
+        "service": "dreamserve",
+        "status": "ready",
+        "workers": workers,
+        **capabilities.how_known(known),
+        "trouble": [
+            {"source": one.source, "at": rfc3339(one.at), "detail": one.detail} for one in store.troubles()
+        ],
+    }
 
 
 @probes.get(

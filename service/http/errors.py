@@ -212,7 +212,7 @@ def _as_problem(request: Request, error: Exception) -> Problem:
         case StoreUnavailable():
             # The driver's words may name hosts and users: they are for the operator's log, not for the answer.
             logger.error("request %s: %s", request.state.request_id, error)
-            return store_down([error.dependency])
+            return store_down({error.dependency: ""})
         case _:
             # The server logs the traceback: this only keeps the answer's shape.
             return Problem(
@@ -223,15 +223,19 @@ def _as_problem(request: Request, error: Exception) -> Problem:
             )
 
 
-def store_down(dependencies: Sequence[str]) -> Problem:
-    """Say which stores do not answer: 503, never a guess."""
+def store_down(dependencies: Mapping[str, str]) -> Problem:
+    """Say which stores do not answer: 503, never a guess; to each belongs what the operator is to do, or nothing."""
     names = " and ".join({"objects": "object store"}.get(name, name) for name in dependencies)
+    told = "".join(f" To do: {advice}." for advice in dependencies.values() if advice)
     return Problem(
         503,
         "store-unavailable",
-        f"The {names} of this service cannot be reached.",
+        f"The {names} of this service cannot be reached.{told}",
         suggestion="Try again in a moment. Operators: GET /readyz and the service's log say more.",
-        errors=[FieldProblem(f"/dependencies/{name}", "unavailable") for name in dependencies],
+        errors=[
+            FieldProblem(f"/dependencies/{name}", f"unavailable: {advice}" if advice else "unavailable")
+            for name, advice in dependencies.items()
+        ],
         retry_after_s=STORE_RETRY_S,
     )
 

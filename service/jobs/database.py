@@ -34,6 +34,11 @@ DAY_S = 86_400
 _NUM_SHARDS = 8
 _PATIENCE = {"connect_timeout": 5}
 _SETUP_LOCK = 0x64726561  # any fixed number; names the advisory lock under which the schema changes
+_ADVICE = {
+    "no password supplied": "put the password into",
+    "password authentication failed": "correct user or password in",
+    "does not exist": "make this database and its user, or name others in",
+}
 _TIME_SQL = {
     # SQLite's julianday counts days and has milliseconds; 2440587.5 is 1970-01-01.
     "sqlite": sa.text("SELECT (julianday('now') - 2440587.5) * 86400.0"),
@@ -150,7 +155,13 @@ class Database:
 
     def __init__(self, url: str, clock: Clock = database_time) -> None:
         self._clock = clock
-        parsed = sa.make_url(url)
+        try:
+            parsed = sa.make_url(url)
+        except sa.exc.ArgumentError as error:
+            raise ValueError(
+                "DREAMSERVE_DATABASE_URL cannot be read as a URL; expected sqlite:///FILE or "
+                "postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+            ) from error
         self._engine = _connect_sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _connect(parsed)
         self._writer = self._engine.execution_options(writes=True)
         self._reader = _snapshots(self._engine)
@@ -297,6 +308,13 @@ def _outages_named() -> Iterator[None]:
     except (IntegrityError, ProgrammingError, DataError):
         raise
     except DBAPIError as error:
-        raise StoreUnavailable("database", str(error.orig).strip().partition("\n")[0]) from error
+        told = str(error.orig).strip().partition("\n")[0]
+        raise StoreUnavailable("database", told, _advice(told)) from error
     except PoolTimeoutError as error:
         raise StoreUnavailable("database", "all connections are in use") from error
+
+
+def _advice(told: str) -> str:
+    """Say what to do about words of PostgreSQL's driver, which gives no code for a connection that it was refused."""
+    match = next((part for part in _ADVICE if part in told), None)
+    return "" if match is None else f"{_ADVICE[match]} DREAMSERVE_DATABASE_URL"

@@ -20,6 +20,7 @@ __all__ = [
     "UnusableDatabase",
 ]
 
+_NAMED_BY = {"database": "DREAMSERVE_DATABASE_URL", "objects": "DREAMSERVE_OBJECTS_URL"}
 RefusalCode = Literal["invalid-request", "method-unavailable", "license-refused", "referee-is-reward"]
 
 
@@ -78,11 +79,15 @@ class QuotaExceeded(Exception):
 
 
 class StoreUnavailable(Exception):
-    """The database or the object store did not answer: HTTP 503, to be retried."""
+    """The database or the object store did not answer: HTTP 503, to be retried.
 
-    def __init__(self, dependency: Literal["database", "objects"], detail: str) -> None:
+    `detail` may name hosts and users; `advice`, which says what the operator can do, names none: anybody may read it.
+    """
+
+    def __init__(self, dependency: Literal["database", "objects"], detail: str, advice: str = "") -> None:
         name = "object store" if dependency == "objects" else "database"
-        super().__init__(f"the {name} did not answer: {detail}")
+        self.advice = advice or f"see that it is there and lets us in; {_NAMED_BY[dependency]} names it"
+        super().__init__(f"the {name} did not answer: {detail}; {self.advice}")
         self.dependency: Literal["database", "objects"] = dependency
 
 
@@ -92,6 +97,7 @@ class UnusableDatabase(StoreUnavailable):
     def __init__(self, sentence: str) -> None:
         Exception.__init__(self, sentence)
         self.dependency = "database"
+        self.advice = sentence
 
 
 class JobActive(Exception):

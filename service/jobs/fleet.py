@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from service.jobs import series, shares, tables, tallies
+from service.jobs import series, shares, tables, tallies, troubles
 from service.jobs.capabilities import Capabilities, merge
 from service.jobs.documents import Pace
 from service.jobs.states import ACTIVE, JobState
@@ -75,9 +75,14 @@ def heartbeat(
 
 
 def publish(tx: Transaction, worker: str, document: Capabilities, ttl_s: float) -> None:
-    """Say what a worker can run; what the dead could run is of no interest any more."""
+    """Say what a worker can run; what the dead could run is of no interest any more.
+
+    Nor is, when it says so for the first time, what has kept workers from starting.
+    """
     columns = tables.capabilities.c
     tx.execute(sa.delete(tables.capabilities).where(columns.expires_at <= tx.now))
+    if tx.execute(sa.select(columns.worker).where(columns.worker == worker)).first() is None:
+        troubles.forget(tx)
     values = {"worker": worker, "document": document.model_dump(mode="json"), "expires_at": tx.now + ttl_s}
     tx.upsert(tables.capabilities, "worker", values)
 

@@ -196,7 +196,7 @@ def _code(error: ClientError) -> str:
 
 
 _ADVICE = {
-    "NoSuchBucket": "make it, or name another one in DREAMSERVE_OBJECTS_URL",
+    "NoSuchBucket": "make the bucket, or name another one in DREAMSERVE_OBJECTS_URL",
     "AccessDenied": "may these credentials read, write, list and delete in this bucket, and is it the right one?",
     "InvalidAccessKeyId": "AWS_ACCESS_KEY_ID is not known there",
     "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY does not fit AWS_ACCESS_KEY_ID",
@@ -208,8 +208,7 @@ _NAMELESS = {"404": "NoSuchBucket", "403": "AccessDenied"}
 
 def _advice(error: ClientError) -> str:
     code = _code(error)
-    advice = _ADVICE.get(_NAMELESS.get(code, code))
-    return f"; {advice}" if advice else ""
+    return _ADVICE.get(_NAMELESS.get(code, code), "")
 
 
 @contextmanager
@@ -219,11 +218,11 @@ def _outages_named(bucket: str) -> Iterator[None]:
         yield
     except ClientError as error:
         reason = error.response["Error"].get("Message") or f"HTTP {_status(error)}"
-        told = f"bucket {bucket}: {_code(error)}: {reason}{_advice(error)}"
-        raise StoreUnavailable("objects", told) from error
+        told = f"bucket {bucket}: {_code(error)}: {reason}"
+        raise StoreUnavailable("objects", told, _advice(error)) from error
     except NoCredentialsError as error:
-        told = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role"
-        raise StoreUnavailable("objects", f"bucket {bucket}: no credentials; {told}") from error
+        advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role"
+        raise StoreUnavailable("objects", f"bucket {bucket}: no credentials", advice) from error
     except BotoCoreError as error:
         raise StoreUnavailable("objects", f"bucket {bucket}: {error}") from error
     except OSError as error:

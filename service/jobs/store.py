@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from service.jobs import batch_expansion, choosing, events, fleet, leasing, reading, tables, tallies
+from service.jobs import batch_expansion, choosing, events, fleet, leasing, reading, tables, tallies, troubles
 from service.jobs.database import Clock, Database, Transaction, database_time
 from service.jobs.errors import StoreUnavailable
 from service.jobs.leasing import Report, held
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from service.jobs.spec import JobSpec
     from service.jobs.states import Checkpoint, Lease, LeaseAnswer, NewArtifact, Stage
     from service.jobs.submission import Answer
+    from service.jobs.troubles import Source, Trouble
 
 __all__ = ["JobStore"]
 
@@ -194,6 +195,11 @@ class JobStore:
         with self.database.reading() as tx:
             return fleet.known_capabilities(tx)
 
+    def troubles(self) -> list[Trouble]:
+        """Tell what keeps workers from starting."""
+        with self.database.reading() as tx:
+            return troubles.known(tx)
+
     def ping(self) -> None:
         """Raise `StoreUnavailable` unless the database answers (for /readyz)."""
         with self.database.reading() as tx:
@@ -323,6 +329,11 @@ class JobStore:
             raise
 
     # ---- for the pool
+
+    def note_trouble(self, source: Source, detail: str) -> None:
+        """Say to everybody what keeps workers from starting: it is forgotten when one has started."""
+        with self.database.writing() as tx:
+            troubles.note(tx, source, detail)
 
     def wanted_slots(self) -> int:
         """Count the jobs that run or could run now."""

@@ -27,6 +27,7 @@ __all__ = [
     "owners",
     "scores",
     "tallies",
+    "troubles",
     "turns",
     "usage",
     "webhook_endpoints",
@@ -195,6 +196,15 @@ workers = sa.Table(
     sa.Column("busy_slots", sa.Integer, nullable=False),
     sa.Column("seen_at", _TIME, nullable=False),
     sa.Column("expires_at", _TIME, nullable=False),
+)
+
+# What keeps workers from starting (see `troubles.py`): of each who tells, the last.
+troubles = sa.Table(
+    "troubles",
+    metadata,
+    sa.Column("source", sa.String(16), primary_key=True),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("at", _TIME, nullable=False),
 )
 
 # Counters and histograms, added to in the transaction of the fact they count. A name is spread over a few

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import make_url
 
+from service.jobs import tables, troubles
 from service.jobs.capabilities import Capabilities, PartFacts, RewardFacts, embedded_capabilities
+from service.jobs.leadership import Leadership
 
 if TYPE_CHECKING:
     import httpx
@@ -33,13 +36,58 @@ def _database_down(store: JobStore, settings: Settings) -> None:
 
 def test_a_service_with_its_stores_is_ready(http: httpx.Client) -> None:
     assert http.get("/healthz").json() == {"service": "dreamserve", "status": "ok"}
-    assert http.get("/readyz").json() == {
+    ready = http.get("/readyz").json()
+    (trouble,) = ready.pop("trouble")
+    assert ready == {
         "service": "dreamserve",
         "status": "ready",
         "workers": 0,
         "known_from": "settings",
         "seen_at": None,
     }
+    assert (trouble["source"], trouble["detail"].partition(". ")[0]) == (
+        "pool",
+        "no worker lives, and no pool runs that would start one",
+    )
+    assert "`dreamserve pool`" in trouble["detail"]
+
+
+def test_a_pool_that_has_nothing_to_do_is_no_trouble(http: httpx.Client, store: JobStore) -> None:
+    leadership = Leadership(store.database, "pool-scaler", "me")
+    assert leadership.hold()
+    assert http.get("/readyz").json()["trouble"] == []
+    leadership.give_up()
+    store.heartbeat("worker")
+    assert http.get("/readyz").json()["trouble"] == []
+
+
+def test_what_keeps_workers_from_starting_is_named_until_one_has_started(
+    http: httpx.Client, store: JobStore
+) -> None:
+    store.note_trouble("worker", "no GPU\0 \ud800")
+    store.note_trouble("pool", "no node")
+    store.note_trouble("worker", "no weights" + "!" * 5_000)
+    pool, worker = http.get("/readyz").json()["trouble"]
+    assert (pool["source"], pool["detail"]) == ("pool", "no node")
+    assert worker["detail"].startswith("no weights!")
+    assert len(worker["detail"]) == 1_000
+    assert worker["at"].endswith("Z")
+    store.heartbeat("worker")
+    store.publish_capabilities("worker", embedded_capabilities())
+    assert http.get("/readyz").json()["trouble"] == []
+    # Another one that does not start is told of beside the one that lives, which speaks again and again.
+    store.note_trouble("worker", "no GPU")
+    store.publish_capabilities("worker", embedded_capabilities())
+    ready = http.get("/readyz")
+    assert ready.status_code == 200
+    assert (ready.json()["workers"], ready.json()["trouble"][0]["detail"]) == (1, "no GPU")
+
+
+def test_a_trouble_of_long_ago_is_not_told(store: JobStore, http: httpx.Client) -> None:
+    store.note_trouble("worker", "no GPU")
+    with store.database.writing() as tx:
+        tx.execute(sa.update(tables.troubles).values(at=tx.now - troubles.KEPT_S - 1))
+    assert [one["source"] for one in http.get("/readyz").json()["trouble"]] == ["pool"]
 
 
 @pytest.mark.usefixtures("_database_down")
@@ -58,7 +106,6 @@ def test_a_service_with_its_stores_is_ready(http: httpx.Client) -> None:
         ("GET", "/v1/artifacts/art_01ARZ3NDEKTSV4RRFFQ69G5FAV"),
         ("GET", "/v1/methods"),
         ("GET", "/metrics"),
-        ("GET", "/readyz"),
     ],
 )
 def test_a_database_that_is_down_is_a_503_and_no_guess(http: httpx.Client, method: str, path: str) -> None:
@@ -69,6 +116,24 @@ def test_a_database_that_is_down_is_a_503_and_no_guess(http: httpx.Client, metho
     assert problem["retryable"] is True
     assert problem["errors"] == [{"pointer": "/dependencies/database", "detail": "unavailable"}]
     assert int(answer.headers["Retry-After"]) > 0
+
+
+@pytest.mark.usefixtures("_database_down")
+def test_readiness_says_what_to_do_about_a_database_that_is_down(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        answer = http.get("/readyz")
+    assert answer.status_code == 503
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == "/dependencies/database"
+    assert (
+        error["detail"]
+        == "unavailable: see that it is there and lets us in; DREAMSERVE_DATABASE_URL names it"
+    )
+    assert error["detail"].removeprefix("unavailable: ") in answer.json()["detail"]
+    assert "unable to open database file" in caplog.text, "the driver's words are in the log"
+    assert "unable to open" not in answer.text
 
 
 @pytest.mark.usefixtures("_database_down")

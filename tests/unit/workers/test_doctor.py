@@ -12,13 +12,16 @@ import pytest
 import sqlalchemy as sa
 from typer.testing import CliRunner
 
-from service.doctor import check_database, check_metrics, check_objects
+from service.doctor import check_database, check_metrics, check_objects, check_workers
+from service.jobs import troubles
 from service.jobs.database import Database, database_time
 from service.settings import Settings
+from tests.unit.reward_models.small_qwen import write_folder
 from tests.unit.service.conftest import api, objects, store, url  # noqa: F401 - fixtures
 from workers import weights
 from workers.artifacts import ARTIFACTS, write_receipt
-from workers.doctor import check_gpu, check_ray, check_weights
+from workers.doctor import check_gpu, check_judge, check_ray, check_weights
+from workers.judges import judge_facts
 from workers.main import app
 
 if TYPE_CHECKING:
@@ -61,7 +64,7 @@ def test_a_sound_installation_passes(settings: Settings, url: str) -> None:  # n
     database.close()
     code, checks = doctor("--data-dir", str(settings.data_dir), "--url", url)
     assert code == 0, checks
-    assert checks.keys() == {"gpu", "weights", "database", "clock", "objects", "ray", "metrics"}
+    assert checks.keys() == {"gpu", "weights", "database", "clock", "workers", "objects", "ray", "metrics"}
     assert {one["status"] for one in checks.values()} == {"ok"}
     assert not list((settings.data_dir / "objects").glob("**/self-test/*"))
 
@@ -195,6 +198,37 @@ def test_a_ray_of_another_release(settings: Settings) -> None:
 def test_a_cluster_that_is_not_there(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.doctor.CONNECT_S", 0.0)
     is_fault(check_ray(settings, f"127.0.0.1:{nowhere()}"), "no Ray cluster answered", "answers", "--address")
+
+
+def test_workers_that_did_not_start(settings: Settings) -> None:
+    database = Database(settings.database_url)
+    with database.writing() as tx:
+        troubles.note(tx, "worker", "torch finds no GPU. Give it one")
+    database.close()
+    (found,) = check_workers(settings)
+    is_fault(found, "torch finds no GPU. Give it one", "workers that start", "forgotten")
+
+
+def test_a_judges_folder_that_is_not_whole_or_not_what_was_read(settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "qwen"
+    settings = settings.model_copy(update={"judge_folder": folder})
+    (found,) = check_judge(settings)
+    is_fault(found, "the folder qwen is not there", "a whole folder", "unset DREAMSERVE_JUDGE_FOLDER")
+    write_folder(folder)
+    (found,) = check_judge(settings)
+    assert (found.status, found.found) == ("ok", "qwen, 5 file(s) of weights, whole")
+    judge_facts(settings)  # as a worker reads them
+    assert [one.status for one in check_judge(settings)] == ["ok"]
+    weights_file = max(folder.glob("*.safetensors"))
+    content, stat = bytearray(weights_file.read_bytes()), weights_file.stat()
+    content[-1] ^= 1
+    weights_file.write_bytes(content)
+    os.utime(weights_file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (found,) = check_judge(settings)
+    is_fault(found, f"{weights_file.name} in {folder} changed", "the bytes that were read", "anew")
+    (folder / "tokenizer.json").unlink()
+    (found,) = check_judge(settings)
+    is_fault(found, "tokenizer.json is missing", "a whole folder", "Fetch")
 
 
 def test_another_service_where_metrics_should_be(url: str) -> None:  # noqa: F811

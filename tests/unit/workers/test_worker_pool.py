@@ -27,6 +27,7 @@ class Hand:
     killed: bool = False
     told_to_end: bool = False
     silent_s: float = 0.0
+    has_answered: bool = True
 
     def state(self) -> str | None:
         return self.mood if self.alive else None
@@ -279,3 +280,14 @@ def test_a_scaler_whose_lease_runs_out_between_its_acts_stops() -> None:
     pool = Pool(lambda: 3, start, print, idle_s=0, may_act=lambda: next(acts, False))
     pool.tend()
     assert len(hands) == 1
+
+
+def test_how_long_a_worker_has_not_begun_to_run_is_known() -> None:
+    farm = Farm(wanted=2)
+    assert farm.pool.waiting_s == 0
+    first, second = farm.hands
+    first.has_answered = second.has_answered = False
+    farm.now = 75.0
+    assert farm.pool.waiting_s == 75.0
+    first.has_answered = second.has_answered = True
+    assert farm.pool.waiting_s == 0
