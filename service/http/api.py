@@ -32,6 +32,7 @@ from service.http.group_commit import GroupCommit
 from service.http.openapi import ABOUT, install_document
 from service.http.rates import RateLimit
 from service.http.requests import Objects, RequestId, ServiceSettings, Store
+from service.jobs import leasing
 from service.jobs.batches import ADVANCE_EVERY_S, BatchStore
 from service.jobs.documents import rfc3339
 from service.jobs.errors import StoreUnavailable
@@ -66,6 +67,7 @@ def build_api(store: JobStore, objects: ObjectStore, settings: Settings) -> Fast
         lifespan=_beside(
             [
                 *webhook_delivery.chores(store.database, settings),
+                Chore(store.sweep, leasing.SWEEP_EVERY_S),
                 Chore(Sweeper(store.database, objects).sweep, SWEEP_EVERY_S),
                 Chore(BatchStore(store.database, max_queued=settings.max_queued).advance, ADVANCE_EVERY_S),
             ]

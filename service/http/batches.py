@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from functools import partial
@@ -23,6 +24,7 @@ from service.jobs.batch_items import ItemState  # noqa: TC001 - FastAPI reads th
 from service.jobs.batch_progress import ENDED, BatchState
 from service.jobs.batches import BatchStore
 from service.jobs.capabilities import embedded_capabilities
+from service.jobs.errors import StoreUnavailable
 from service.jobs.strict_json import parse_json
 
 if TYPE_CHECKING:
@@ -140,7 +142,8 @@ async def submit_batch(
         batch, _ = await run_in_threadpool(intake.accept, idempotency_key, body_hash)
     finally:
         await run_in_threadpool(intake.close)
-    await run_in_threadpool(batches.advance)
+    with contextlib.suppress(StoreUnavailable):  # it is accepted: what is put off here, a chore does
+        await run_in_threadpool(batches.advance)
     return JSONResponse(batch, 202, {"Location": f"/v1/batches/{batch['id']}"})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ from service.http.errors import invalid, problems, unknown
 from service.http.group_commit import GroupCommit
 from service.http.requests import JobId, Store, read_json
 from service.jobs.admission import admit
-from service.jobs.errors import Refused
+from service.jobs.errors import Refused, StoreUnavailable
 from service.jobs.spec import METHOD_NAMES
 from service.jobs.states import FINAL, JobState
 from service.jobs.submission import Submission
@@ -191,12 +192,15 @@ def _preferred_wait_s(prefer: str | None) -> int | None:
 
 
 async def _wait(store: JobStore, job: dict[str, Any], wait_s: int) -> dict[str, Any]:
+    """Follow a job until it ends; its last known document. It is queued whatever happens: no error may hide that."""
     until = time.monotonic() + wait_s
     while job["status"] not in FINAL and (left := until - time.monotonic()) > 0:
         await asyncio.sleep(min(WAIT_POLL_S, left))
-        found = await run_in_threadpool(store.get, job["id"])
-        assert found is not None, "a job that was submitted exists"
-        job = found
+        with contextlib.suppress(StoreUnavailable):
+            found = await run_in_threadpool(store.get, job["id"])
+            if found is None:  # erased meanwhile
+                break
+            job = found
     return job
 
 

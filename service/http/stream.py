@@ -43,7 +43,8 @@ MAX_STREAM_S: Final = 900.0
 """A stream ends after this, and the client resumes it: replicas can be replaced without anybody waiting."""
 MAX_STREAMS: Final = 200
 """Streams of one replica: each asks the store twice a second."""
-MAX_EVENT_ID: Final = 2**53 - 1
+MAX_EVENT_ID: Final = 2**31 - 1
+"""PostgreSQL compares no greater ones with its integers."""
 
 EventId = Annotated[int, Query(ge=0, le=MAX_EVENT_ID, description="Only events after the one with this id.")]
 LastEventId = Annotated[

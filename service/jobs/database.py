@@ -32,7 +32,22 @@ Clock = Callable[[sa.Connection], float]
 
 DAY_S = 86_400
 _NUM_SHARDS = 8
-_PATIENCE = {"connect_timeout": 5}
+_PATIENCE = {
+    "connect_timeout": 5,
+    # A server that vanished without a word is noticed in 15 s, not in the two hours of the kernel's default.
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+_SESSION = (
+    # To compile the statement that counts places takes longer than to run it.
+    "SET jit = off",
+    # A client that vanished, or froze, in the middle of a transaction must not keep its locks: no statement of ours is
+    # followed by so long a pause, and nobody waits for a lock longer than is left of a lease.
+    "SET idle_in_transaction_session_timeout = '15s'",
+    "SET lock_timeout = '10s'",
+)
 _SETUP_LOCK = 0x64726561  # any fixed number; names the advisory lock under which the schema changes
 _ADVICE = {
     "no password supplied": "put the password into",
@@ -253,8 +268,8 @@ def _connect(url: sa.URL) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
-        # To compile the statement that counts places takes longer than to run it.
-        connection.execute("SET jit = off")
+        for statement in _SESSION:
+            connection.execute(statement)
         connection.commit()
 
     return engine

@@ -7,7 +7,7 @@ so a worker that was declared lost can change nothing any more.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from pydantic import ValidationError
@@ -41,11 +41,26 @@ if TYPE_CHECKING:
     from service.jobs.series import ScorePoint
     from service.jobs.shares import Share
 
-__all__ = ["Report", "claim", "held", "publish", "report", "sweep", "worker_lost"]
+__all__ = [
+    "OUTAGE_S",
+    "SWEEP_EVERY_S",
+    "Report",
+    "claim",
+    "held",
+    "publish",
+    "report",
+    "sweep",
+    "worker_lost",
+]
 
 _NUM_CHECKPOINTS = 2
 """A torn checkpoint falls back to the one before."""
 _SWEEP_LIMIT = 100
+_SWEEPS = "sweep of leases"
+SWEEP_EVERY_S: Final = 5.0
+"""How often leases are looked at, where no worker claims anything and so does it."""
+OUTAGE_S: Final = 30.0
+"""Every frontend and every idle worker sweeps: if none has for so long, the database was away, or everything was."""
 _MAX_WARNINGS = 50
 
 
@@ -191,7 +206,9 @@ def report(tx: Transaction, lease: Lease, told: Report) -> LeaseAnswer:
 
 
 def _correct_resumption(tx: Transaction, row: Row, step: int) -> Row:
-    """Write down that the attempt began at another step than its newest checkpoint's."""
+    """Write down that the attempt began at another step than its newest checkpoint's: those after it are damaged."""
+    damaged = tables.checkpoints.c.job_id == row.id, tables.checkpoints.c.step > step
+    tx.execute(sa.delete(tables.checkpoints).where(*damaged))
     _update_attempt(tx, row, resumed_from_step=step)
     update(tx, row, step=step)
     corrected = lock(tx, row.id)
@@ -327,18 +344,34 @@ def worker_lost(tx: Transaction, worker: str) -> list[str]:
 
 
 def sweep(tx: Transaction) -> int:
-    """Take back leases that ran out and end queued jobs past their deadline; how many jobs changed."""
+    """Take back leases that ran out and end queued jobs past their deadline; how many jobs changed.
+
+    Leases that ran out while nobody could renew them are nobody's fault.
+    """
     columns = tables.jobs.c
+    blind_s = _blind_s(tx)
     expired = _some(tx, columns.state.in_(sorted(ACTIVE)), columns.lease_until < tx.now)
     for row in expired:
         tallies.count(tx, Total.LEASES_EXPIRED)
-        silence = f"worker {row.worker} has not reported in time; its lease ran out"
-        end_attempt_in_failure(tx, row, FailureCode.WORKER_LOST, silence)
+        code, silence = FailureCode.WORKER_LOST, f"worker {row.worker} has not reported in time"
+        if blind_s > OUTAGE_S:
+            code = FailureCode.PREEMPTED
+            silence = f"nobody has reached the database for {blind_s:.0f} s, worker {row.worker} neither"
+        end_attempt_in_failure(tx, row, code, f"{silence}; its lease ran out")
     late = _some(tx, columns.state == JobState.QUEUED.value, columns.deadline_at <= tx.now, may_run(columns))
     for row in late:
         waited = f"the job did not end within {row.deadline_at - row.created_at:g} s of its submission"
         end_job(tx, row, JobState.FAILED, error=(FailureCode.DEADLINE_EXCEEDED, waited))
     return len(expired) + len(late)
+
+
+def _blind_s(tx: Transaction) -> float:
+    """Tell how long before this sweep there was none, seconds, give or take `SWEEP_EVERY_S`; 0 for the first one."""
+    columns = tables.turns.c
+    due_at = tx.execute(sa.select(columns.next_at).where(columns.name == _SWEEPS)).scalar_one_or_none()
+    if due_at is None or due_at <= tx.now:  # not at each claim: it is a write
+        tx.upsert(tables.turns, "name", {"name": _SWEEPS, "next_at": tx.now + SWEEP_EVERY_S})
+    return 0.0 if due_at is None else max(0.0, tx.now - due_at)
 
 
 def _some(tx: Transaction, *conditions: sa.ColumnElement[bool]) -> Sequence[Row]:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy as sa
 
 from service.jobs import batch_items, tables
+from service.jobs.database import DAY_S
 from service.jobs.states import ACTIVE, JobState
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Share:
     first_turn_at: float
     """`turn_at` of its next job."""
     running: int
+    used_up: bool
+    """Whether its jobs have held workers today for as long as its quota lets them."""
 
     @property
     def clock(self) -> float:
@@ -75,7 +78,7 @@ class Share:
     @property
     def exhausted(self) -> bool:
         """Whether its quota lets no further job run now."""
-        return self.max_running is not None and self.running >= self.max_running
+        return self.used_up or (self.max_running is not None and self.running >= self.max_running)
 
 
 def turn_at(spec: JobSpec, submitted_at: float) -> float:
@@ -99,15 +102,16 @@ def waiting(tx: Transaction) -> list[Share]:
             row.max_running,
             row.first_turn_at,
             running[row.owner],
+            row.max_worker_s_per_day is not None and row.used_s >= row.max_worker_s_per_day,
         )
-        for row in tx.execute(_waiting())
+        for row in tx.execute(_waiting(), {"day": int(tx.now // DAY_S)})
     ]
 
 
 @cache
 def _waiting() -> sa.Select[Any]:
     """Select the owners with queued jobs, and what `Share` tells of them; built once, as every claim asks it."""
-    jobs, owners = tables.jobs, tables.owners.c
+    jobs, owners, usage = tables.jobs, tables.owners.c, tables.usage.c
     names = owners_in_line()
     mine = jobs.c.owner == names.c.owner
     first = sa.select(sa.func.min(jobs.c.turn_at)).where(*claimable(jobs), mine).scalar_subquery()
@@ -117,9 +121,12 @@ def _waiting() -> sa.Select[Any]:
             sa.func.coalesce(owners.served_s, 0.0).label("served_s"),
             sa.func.coalesce(owners.weight, 1.0).label("weight"),
             owners.max_running,
+            owners.max_worker_s_per_day,
+            sa.func.coalesce(usage.worker_s, 0.0).label("used_s"),
             first.label("first_turn_at"),
         )
         .outerjoin_from(names, tables.owners, owners.owner == names.c.owner)
+        .outerjoin(tables.usage, sa.and_(usage.owner == names.c.owner, usage.day == sa.bindparam("day")))
         .where(names.c.owner.is_not(None))
     )
 

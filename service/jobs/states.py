@@ -41,9 +41,7 @@ class JobState(StrEnum):
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELED, JobState.FAILED}),
     # Back to the queue: a lost worker, a retryable failure, a preemption.
-    JobState.RUNNING: frozenset(
-        {JobState.QUEUED, JobState.CANCELING, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED}
-    ),
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.CANCELING, JobState.SUCCEEDED, JobState.FAILED}),
     # A cancel may come too late: a result that is complete and published counts.
     JobState.CANCELING: frozenset({JobState.CANCELED, JobState.SUCCEEDED}),
     JobState.SUCCEEDED: frozenset(),

@@ -294,6 +294,7 @@ class JobStore:
     ) -> tuple[str, ...]:
         """End a job whose cancel its worker has carried out, with the partial result that was to be kept, if any.
 
+        A job that nobody has canceled is given back instead, as by `release`.
         Returns the keys of checkpoints to delete.
         """
         return self._publish(lease, JobState.CANCELED, result, artifacts, scores)
@@ -315,7 +316,10 @@ class JobStore:
             row = lock(tx, lease.job_id)
             if row is not None and row.attempt == lease.attempt and row.state == to:
                 return ()  # the same call again, after an answer that got lost: only this attempt can have done it
-            return leasing.publish(tx, held(tx, lease), to, result, artifacts, scores, self._retention_s)
+            row = held(tx, lease)
+            if to is JobState.CANCELED and not row.cancel_requested:
+                return end_attempt_in_failure(tx, row, FailureCode.PREEMPTED, "nobody has canceled this job")
+            return leasing.publish(tx, row, to, result, artifacts, scores, self._retention_s)
 
     @contextmanager
     def _fenced(self) -> Iterator[Transaction]:

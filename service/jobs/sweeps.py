@@ -14,6 +14,7 @@ __all__ = ["MAX_FIELDS", "SweepField", "read_sweep"]
 
 MAX_FIELDS: Final = 8
 """Fields of one sweep: more make combinations that nobody can look at."""
+MAX_DEPTH: Final = 8
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ def read_sweep(sweep: Mapping[str, Sequence[Any]]) -> tuple[SweepField, ...]:
         if not all(path):
             raise _refusal(
                 pointer, "expected a field, as a dotted path (method.push) or a pointer (/method/push)"
+            )
+        if len(path) > MAX_DEPTH:
+            raise _refusal(
+                pointer, f"{len(path)} steps deep, but no field of a job lies deeper than {MAX_DEPTH}"
             )
         if not values:
             raise _refusal(pointer, "expected at least one value")

@@ -45,8 +45,9 @@ JITTER: Final = 0.1
 DISABLE_AFTER_S: Final = 5 * 86_400.0
 """An endpoint is disabled when a message is given up and nothing has arrived for this long. Source: product."""
 _GONE = 410
-_PER_TARGET = 2
-"""Messages of one URL that are claimed together, so that a dead one leaves room for others."""
+_PER_ENDPOINT = 2
+"""Messages of one endpoint that are claimed together, so that a dead one leaves room for others. The URLs that an
+owner's jobs name are one endpoint: however many they are, they delay nobody else's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Answer:
 
 
 def claim(tx: Transaction, limit: int, lease_s: float) -> list[Message]:
-    """Take due messages, those first that are due for longest; few of each URL.
+    """Take due messages, those first that are due for longest; few of each endpoint.
 
     What goes to a disabled endpoint waits, and what goes to one that was deleted meanwhile is never sent.
     """
@@ -88,7 +89,7 @@ def claim(tx: Transaction, limit: int, lease_s: float) -> list[Message]:
     ranked = sa.select(
         messages.c.id,
         sa.func.row_number()
-        .over(partition_by=(messages.c.endpoint_id, messages.c.url), order_by=messages.c.next_try_at)
+        .over(partition_by=messages.c.endpoint_id, order_by=messages.c.next_try_at)
         .label("rank"),
     )
     first = ranked.where(*due).subquery()
@@ -104,7 +105,7 @@ def claim(tx: Transaction, limit: int, lease_s: float) -> list[Message]:
         .join(endpoints, endpoints.c.id == messages.c.endpoint_id)
         .join(first, first.c.id == messages.c.id)
         # What is due is asked again: another process may have claimed the row since it was ranked.
-        .where(*due, endpoints.c.disabled_at.is_(None), first.c.rank <= _PER_TARGET)
+        .where(*due, endpoints.c.disabled_at.is_(None), first.c.rank <= _PER_ENDPOINT)
         .order_by(messages.c.next_try_at, messages.c.id)
         .limit(limit)
         .with_for_update(of=messages, skip_locked=True)

@@ -175,8 +175,8 @@ def take_up_shipped(folder: Path) -> None:
     """Write the shipped prior as both stages' checkpoints, as if it had been trained here, but with new optimizers."""
     shipped = load_embedded_prior(EMBEDDED_PRIOR).requires_grad_(True)
     stages = json.loads(EMBEDDED_PRIOR.with_suffix(".json").read_text())["stages"]
-    for new_run, model in ((_text_run, shipped.text_encoder), (_prior_run, SlotsAndUNet(shipped))):
-        run = new_run(folder, model, steps=0)
+    runs = _text_run(folder, shipped.text_encoder, 0), _prior_run(folder, SlotsAndUNet(shipped), 0)
+    for run in runs:
         run.take_up(stages[run.name])
         run.save()
 

@@ -12,6 +12,7 @@ from service.http import batches as routes
 from service.jobs import batch_input
 from service.jobs.batch_input import MAX_ITEMS, MAX_LINE_BYTES
 from service.jobs.batches import BatchStore
+from service.jobs.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,17 @@ def pointers_of(answer: httpx.Response) -> list[str]:
 
 
 # ---- both ways in
+
+
+def test_a_batch_that_is_accepted_is_answered_even_if_no_line_can_be_queued_yet(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def advance(_: BatchStore) -> None:
+        raise StoreUnavailable("database", "gone")
+
+    monkeypatch.setattr(BatchStore, "advance", advance)
+    answer = upload(http, LINE)
+    assert (answer.status_code, answer.json()["counts"]["total"]) == (202, 1)
 
 
 def test_a_document_and_the_same_lines_make_the_same_batch(http: httpx.Client) -> None:

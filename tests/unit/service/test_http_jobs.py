@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from service.jobs.errors import StoreUnavailable
 from service.jobs.states import FailureCode
 
 if TYPE_CHECKING:
@@ -116,6 +117,20 @@ def test_a_preferred_wait_answers_as_soon_as_the_job_ends(
 
 def test_a_preferred_wait_that_is_too_short_answers_202(http: httpx.Client) -> None:
     answer = http.post("/generate", json={"prompt": PROMPT}, headers={"Prefer": "respond-async, wait=0"})
+    assert answer.status_code == 202
+    assert answer.json()["status"] == "queued"
+
+
+@pytest.mark.parametrize("found", ["an outage", "an erased job"])
+def test_a_job_that_is_queued_is_answered_whatever_happens_while_waiting(
+    http: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    def get(*_: object) -> None:
+        if found == "an outage":
+            raise StoreUnavailable("database", "gone")
+
+    monkeypatch.setattr(store, "get", get)
+    answer = http.post("/generate", json={"prompt": PROMPT}, headers={"Prefer": "wait=1"})
     assert answer.status_code == 202
     assert answer.json()["status"] == "queued"
 

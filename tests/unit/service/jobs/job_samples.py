@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from service.jobs.admission import parse_request
 from service.jobs.capabilities import embedded_capabilities
 from service.jobs.defaults import with_defaults
+from service.jobs.leasing import SWEEP_EVERY_S
 from service.jobs.states import Checkpoint, NewArtifact
 from service.settings import Settings
 
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
     from service.jobs.states import Lease
     from service.jobs.store import JobStore
 
-__all__ = ["ARTIFACTS", "FakeClock", "checkpoint", "claimed", "result_of", "spec_of", "types_of"]
+__all__ = [
+    "ARTIFACTS",
+    "FakeClock",
+    "checkpoint",
+    "claimed",
+    "pass_in_silence",
+    "result_of",
+    "spec_of",
+    "types_of",
+]
 
 ARTIFACTS = (
     NewArtifact("glb", "object.glb", "model/gltf-binary", 2_048, "a" * 64, "jobs/x/0001/object.glb"),
@@ -36,6 +46,14 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
+
+
+def pass_in_silence(store: JobStore, clock: FakeClock, seconds: float) -> None:
+    """Let time pass in which no worker says a word; frontends look at the leases all the while."""
+    until = clock.now + seconds
+    while clock.now < until:
+        clock.advance(min(SWEEP_EVERY_S, until - clock.now))
+        store.sweep()
 
 
 def spec_of(**fields: Any) -> JobSpec:

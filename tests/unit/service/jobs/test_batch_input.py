@@ -67,6 +67,11 @@ def test_a_sweep_reaches_into_objects_and_arrays_and_changes_nothing_else() -> N
         read_sweep({"rewards.2.weight": [1]})[0].put(body, 1)
 
 
+def test_a_swept_field_is_no_deeper_than_a_job() -> None:
+    with pytest.raises(Refused, match="1500 steps deep"):
+        read_sweep({".".join(["a"] * 1_500): [1]})
+
+
 def test_the_items_of_a_line_are_made_one_by_one() -> None:
     plan = plan_of({"sweep": {"seed": list(range(50_000))}})
     items = items_of(1, {"body": {"prompt": "x"}}, plan, admit_embedded)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from service.jobs import tables
 from service.jobs.errors import QuotaExceeded
 from service.jobs.keys import KeyStore, NewKey
-from service.jobs.states import Stage
+from service.jobs.states import JobState, Stage
 from tests.unit.service.jobs.job_samples import claimed, spec_of
 
 if TYPE_CHECKING:
@@ -107,5 +107,9 @@ def test_a_daily_quota_refuses_until_midnight(store: JobStore, keys: KeyStore, c
     store.report(lease, stage=Stage.COARSE, step=2, steps_total=300, worker_s=101)
     with pytest.raises(QuotaExceeded, match="101 s today") as caught:
         store.submit(spec_of(), owner="small")
+    waiting = store.list_jobs(owner="small", status=JobState.QUEUED)[0]
+    assert [job["queue"]["reason"] for job in waiting] == ["quota", "quota"]
+    assert store.claim("worker-2") is None, "what was queued before the quota was used up waits too"
     clock.advance(caught.value.retry_after_s)
     store.submit(spec_of(), owner="small")
+    assert store.claim("worker-2") is not None

@@ -12,7 +12,7 @@ from service.jobs import places
 from service.jobs.keys import KeyStore, NewKey
 from service.jobs.states import Stage
 from service.jobs.store import JobStore
-from tests.unit.service.jobs.job_samples import ARTIFACTS, claimed, result_of, spec_of
+from tests.unit.service.jobs.job_samples import ARTIFACTS, claimed, pass_in_silence, result_of, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -143,7 +143,7 @@ def test_an_owner_whose_jobs_kill_their_workers_pays_for_the_time(store: JobStor
             clock.advance(JOB_S)
             finish(store, lease, JOB_S)
         else:
-            clock.advance(61)  # in silence
+            pass_in_silence(store, clock, 61)
     assert turns.count("sound") >= 3
 
 

@@ -20,11 +20,13 @@ from service.jobs.series import ScorePoint
 from service.jobs.states import FailureCode, JobState, Stage, StaleLease
 from service.jobs.store import JobStore
 from service.jobs.submission import Submission
+from service.jobs.transitions import lock
 from tests.unit.service.jobs.job_samples import (
     ARTIFACTS,
     FakeClock,
     checkpoint,
     claimed,
+    pass_in_silence,
     result_of,
     spec_of,
     types_of,
@@ -420,6 +422,10 @@ def test_a_torn_checkpoint_is_told_and_counted_from_the_one_before(store: JobSto
     assert document is not None
     assert document["attempts"][1]["resumed_from_step"] == 20
     assert tally(store, "steps_redone") == 5
+    store.report(again, stage=Stage.COARSE, step=40, steps_total=300, checkpoint=checkpoint(40))
+    store.worker_lost("worker-1")
+    clock.advance(10)
+    assert [one.step for one in claimed(store).checkpoints] == [40, 20], "the torn one is no fallback"
 
 
 def test_a_checkpoint_told_twice_is_kept_once(store: JobStore) -> None:
@@ -458,9 +464,7 @@ def test_a_job_that_kills_its_workers_ends_as_poison_and_blocks_nobody(
     other = submitted(store)
     for n in range(2):
         assert claimed(store, f"worker-{n}").job_id == poison
-        clock.advance(61)
-        store.sweep()
-        clock.advance(2)
+        pass_in_silence(store, clock, 70)
     document = store.get(poison)
     assert document is not None
     assert (document["status"], document["error"]["code"], document["failures"]) == (
@@ -470,6 +474,50 @@ def test_a_job_that_kills_its_workers_ends_as_poison_and_blocks_nobody(
     )
     assert tally(store, "leases_expired") == 2
     assert claimed(store).job_id == other
+
+
+def test_what_an_outage_of_the_database_ends_is_nobodys_fault(store: JobStore, clock: FakeClock) -> None:
+    job_id = submitted(store, limits={"max_attempts": 1})
+    claimed(store)
+    clock.advance(61)  # and nobody could look or report
+    store.sweep()
+    document = store.get(job_id)
+    assert document is not None
+    assert (document["status"], document["failures"]) == ("queued", 0)
+    assert document["attempts"][0]["outcome"] == "preempted"
+    claimed(store)
+    pass_in_silence(store, clock, 61)
+    document = store.get(job_id)
+    assert document is not None
+    assert (document["status"], document["error"]["code"]) == ("failed", "poison-job")
+
+
+def test_a_job_that_nobody_canceled_is_not_ended_by_a_worker_that_thinks_so(store: JobStore) -> None:
+    job_id = submitted(store)
+    assert store.cancel_confirmed(claimed(store), result_of(), ARTIFACTS) == ()
+    document = store.get(job_id)
+    assert document is not None
+    assert (document["status"], document["failures"], document["result"]) == ("queued", 0, None)
+    assert store.artifacts(job_id) == []
+
+
+def test_a_session_that_falls_silent_or_waits_for_a_lock_is_bounded(store: JobStore) -> None:
+    job_id = submitted(store)
+    with store.database.writing() as tx:
+        if tx.connection.dialect.name != "postgresql":
+            return  # SQLite has one writer, who waits for the disk only
+        for setting, value in (("idle_in_transaction_session_timeout", "15s"), ("lock_timeout", "10s")):
+            assert tx.execute(sa.text(f"SHOW {setting}")).scalar_one() == value
+        lock(tx, job_id)
+        with pytest.raises(StoreUnavailable, match="lock timeout"):
+            lock_in_another(store, job_id)
+
+
+def lock_in_another(store: JobStore, job_id: str) -> None:
+    """Ask for a job's lock in another session, with less patience than usual."""
+    with store.database.writing() as tx:
+        tx.execute(sa.text("SET LOCAL lock_timeout = '50ms'"))
+        lock(tx, job_id)
 
 
 def test_giving_a_job_back_counts_no_failure_and_needs_no_backoff(store: JobStore) -> None:

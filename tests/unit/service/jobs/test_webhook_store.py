@@ -270,6 +270,17 @@ def test_an_endpoint_with_much_to_send_leaves_room_for_others(
     assert sorted(urls) == sorted([busy["url"]] * 2 + [other["url"]])
 
 
+def test_many_urls_of_one_owners_jobs_delay_nobody_else(store: JobStore, webhooks: WebhookStore) -> None:
+    for number in range(10):
+        job, _ = store.submit(spec_of(webhook=f"https://dead-{number}.example/"))
+        store.cancel(job["id"])
+    other = webhooks.create("other", "https://other.example/", ["job.queued"])
+    store.submit(spec_of(), owner="other")
+    urls = [message.url for message in webhooks.claim(8, 60.0)]
+    assert len(urls) == 3
+    assert other["url"] in urls
+
+
 def test_410_disables_the_endpoint_and_enabling_sends_what_waits(
     store: JobStore, webhooks: WebhookStore
 ) -> None:
