@@ -102,6 +102,12 @@ class Settings(BaseSettings):
     )
     checkpoint_interval_s: float = Field(5, gt=0, description="Seconds between checkpoints; 60 on a cluster.")
 
+    storage_budget_s: float = Field(
+        600,
+        gt=0,
+        description="Seconds that an attempt keeps its lease and tries again while the object store does not answer.",
+    )
+
     default_deadline_s: float = Field(3_600, gt=0, le=604_800, description="limits.deadline_s when left out.")
     default_max_attempts: int = Field(3, ge=1, le=20, description="limits.max_attempts when left out.")
     max_queued: int = Field(10_000, ge=1, description="Queued jobs beyond which submissions get a 429.")

@@ -53,6 +53,8 @@ class Attempt:
     """When the next checkpoint may be scored at the earliest; None before the first, never after a failure."""
     untold_warnings: list[dict[str, str]] = field(default_factory=list)
     untold_checkpoint: Checkpoint | None = None
+    store_failures: int = 0
+    """Tries at an object store that did not answer: a worker that tries again is not stuck."""
     cancel_requested: bool = False
     keep_partial: bool = False
     """Whether the cancel wants the scene exported as it is."""

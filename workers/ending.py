@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,11 @@ from workers import publish
 from workers.attempt import Verdict
 from workers.candidates import documents, export, rank, verify
 from workers.failures import failure_of
+from workers.patience import pauses
 from workers.scoring import score_point
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Sequence
 
     from service.jobs.objects import ObjectStore
@@ -29,9 +32,6 @@ __all__ = ["Ending"]
 
 log = logging.getLogger(__name__)
 
-RETRY_FIRST_S, RETRY_MAX_S = 0.5, 10.0
-"""Pauses of a write or upload that a store did not answer; the lease or the deadline bounds how often."""
-
 
 class Ending:
     """Brings attempts to their ends. After each, the attempt is `ended`."""
@@ -42,10 +42,18 @@ class Ending:
         objects: ObjectStore,
         discard: Callable[[str], None],
         entered: Callable[[Attempt, Stage], None],
+        *,
+        storage_budget_s: float,
+        draining: threading.Event,
     ) -> None:
-        """`discard` takes keys of objects that nobody needs; `entered` is told each stage."""
+        """`discard` takes keys of objects that nobody needs; `entered` is told each stage.
+
+        An upload is tried again for `storage_budget_s`, unless the worker is `draining`.
+        """
         self._store = store
         self._objects = objects
+        self._storage_budget_s = storage_budget_s
+        self._draining = draining
         self._discard = discard
         self._entered = entered
 
@@ -75,19 +83,22 @@ class Ending:
         except Exception as error:
             self.fail(attempt, error)
 
-    def publish_preview(self, attempt: Attempt, networks: Networks) -> None:
-        """Publish what the prior sees in the prompt, without optimizing anything."""
+    def draw_preview(self, attempt: Attempt, networks: Networks) -> tuple[dict[str, Any], list[File]]:
+        """Draw what the prior sees in the prompt, without optimizing anything: for `publish`."""
         spec = attempt.lease.spec
+        self._entered(attempt, Stage.PREVIEW)
+        result = {
+            "candidates": [],
+            "choice": None,
+            "mesh": None,
+            "provenance": publish.provenance(spec, networks, alone=True),
+            "licenses": publish.licenses(spec, networks),
+        }
+        return result, [publish.preview_file(spec, networks)]
+
+    def publish(self, attempt: Attempt, result: dict[str, Any], files: list[File]) -> None:
+        """Publish what was made already."""
         try:
-            self._entered(attempt, Stage.PREVIEW)
-            files = [publish.preview_file(spec, networks)]
-            result = {
-                "candidates": [],
-                "choice": None,
-                "mesh": None,
-                "provenance": publish.provenance(spec, networks, alone=True),
-                "licenses": publish.licenses(spec, networks),
-            }
             self._publish(attempt, result, files)
         except Exception as error:
             self.fail(attempt, error)
@@ -135,28 +146,32 @@ class Ending:
             files = [*files, publish.report_file(lease, result)]
         self._entered(attempt, Stage.UPLOAD)
         artifacts = self._upload(attempt, files)
-        if attempt.may_publish(time.monotonic()):
+        if artifacts is None:
+            self.give_back(attempt)
+        elif attempt.may_publish(time.monotonic()):
             self._say(attempt, lambda: write(lease, result, artifacts, tuple(attempt.untold_scores)))
             log.info("published attempt %d of %s", lease.attempt, lease.job_id)
         else:
             self.stop(attempt)
 
-    def _upload(self, attempt: Attempt, files: Sequence[File]) -> list[NewArtifact]:
-        """Upload, patiently: the reporter keeps the lease meanwhile."""
-        pause_s = RETRY_FIRST_S
+    def _upload(self, attempt: Attempt, files: Sequence[File]) -> list[NewArtifact] | None:
+        """Upload, patiently: the reporter keeps the lease meanwhile. None when the worker is to end before it can."""
+        waits = pauses(self._storage_budget_s)
         while True:
             try:
                 return publish.upload(files, attempt.lease, self._objects)
             except StoreUnavailable as error:
-                if not attempt.may_publish(time.monotonic()):
+                pause_s = next(waits, None)
+                if pause_s is None or not attempt.may_publish(time.monotonic()):
                     raise
+                attempt.store_failures += 1
                 log.warning("cannot upload the result of %s yet: %s", attempt.lease.job_id, error)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, RETRY_MAX_S)
+            if self._draining.wait(pause_s):
+                return None
 
     def _say(self, attempt: Attempt, write: Callable[[], Sequence[str]]) -> None:
         """Write the last word about an attempt, until the store takes it or the lease is lost."""
-        pause_s = RETRY_FIRST_S
+        waits = pauses(math.inf)  # the lease or the deadline bounds them
         while True:
             try:
                 for key in write():
@@ -171,8 +186,7 @@ class Ending:
                 log.warning(
                     "cannot end attempt %d of %s yet: %s", attempt.lease.attempt, attempt.lease.job_id, error
                 )
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, RETRY_MAX_S)
+            time.sleep(next(waits))
         self._forget(attempt)
 
     def _forget(self, attempt: Attempt) -> None:

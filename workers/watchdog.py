@@ -34,13 +34,13 @@ LIMITS_S: Final[dict[Stage, float]] = {
     Stage.VERIFY: 600.0,
     Stage.UPLOAD: 600.0,
 }
-"""How long an attempt may be at one step of one stage."""
+"""How long an attempt may be at one step of one stage; a try of the object store is one too, as tries have a budget."""
 _TOGETHER: Final = frozenset({Stage.LOADING, Stage.PREVIEW, Stage.COARSE, Stage.REFINE})
 """One thread does these for all attempts of a worker: what moves one of them has kept the others waiting."""
 
 
 class _Seen(NamedTuple):
-    place: tuple[Stage, int]
+    place: tuple[Stage, int, int]
     at: float
     attempt: Attempt
 
@@ -59,7 +59,7 @@ class Watchdog:
         self._stalled = stalled
         self._clock = clock
         self._seen: dict[tuple[str, int], _Seen] = {}
-        self._moved_at = clock()
+        self._moved_at = self._export_moved_at = clock()
 
     def start(self) -> None:
         """Watch until the process ends."""
@@ -70,32 +70,35 @@ class Watchdog:
         now, before = self._clock(), self._seen
         self._seen = {}
         for one in self._attempts():
-            key, place = (one.lease.job_id, one.lease.attempt), (one.stage, one.step)
+            key, place = (one.lease.job_id, one.lease.attempt), (one.stage, one.step, one.store_failures)
             known = before.get(key)
             if known is not None and known.place == place:
                 self._seen[key] = known
             else:
                 self._seen[key] = _Seen(place, now, one)
-                self._moved_at = now if one.stage in _TOGETHER else self._moved_at
+                if one.stage in _TOGETHER:
+                    self._moved_at = now
+                else:
+                    self._export_moved_at = now
         if before.keys() - self._seen.keys():
             self._moved_at = now
         found = []
         for seen in self._seen.values():
             limit_s, still_s = self._limit_s(seen), now - self._since(seen)
             if still_s > limit_s and not seen.attempt.ended:
-                stage, step = seen.place
+                stage, step, _ = seen.place
                 detail = f"stage '{stage}' stood at step {step} for {still_s:.0f} s, and {limit_s:.0f} s is the limit"
                 found.append((seen.attempt, detail))
         return found
 
     def _since(self, seen: _Seen) -> float:
-        return max(seen.at, self._moved_at) if seen.place[0] in _TOGETHER else seen.at
+        if seen.place[0] not in _TOGETHER:
+            return seen.at
+        moved_at = max(seen.at, self._moved_at)
+        return max(moved_at, self._export_moved_at) if _may_wait_for_an_export(seen) else moved_at
 
     def _limit_s(self, seen: _Seen) -> float:
-        stage, step = seen.place
-        if stage in (Stage.COARSE, Stage.REFINE) and step >= seen.attempt.lease.spec.steps:
-            return LIMITS_S[Stage.EXPORT]  # it waits for the export of another job
-        return LIMITS_S[stage]
+        return LIMITS_S[Stage.EXPORT] if _may_wait_for_an_export(seen) else LIMITS_S[seen.place[0]]
 
     def _run(self) -> None:
         while True:
@@ -103,6 +106,13 @@ class Watchdog:
                 self._stalled(found)
                 return
             threading.Event().wait(LOOK_EVERY_S)
+
+
+def _may_wait_for_an_export(seen: _Seen) -> bool:
+    """Whether all is made that is made here, so that it may be its turn after the export of another job."""
+    stage, step, _ = seen.place
+    is_optimized = stage in (Stage.COARSE, Stage.REFINE) and step >= seen.attempt.lease.spec.steps
+    return is_optimized or stage is Stage.PREVIEW
 
 
 def give_up(store: JobStore, stalled: Sequence[tuple[Attempt, str]]) -> None:

@@ -24,6 +24,7 @@ from workers.checkpoints import CheckpointWriter, open_team
 from workers.ending import Ending
 from workers.engine import Engine
 from workers.opening import prior_of, prompt_warnings
+from workers.patience import pauses
 from workers.reporter import Reporter
 from workers.scene import NanDivergence
 from workers.scoring import score_checkpoint
@@ -31,7 +32,7 @@ from workers.starting import note_trouble, public_words, trouble_noted
 from workers.worker_seconds import WorkerSeconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from service.jobs.objects import ObjectStore
     from service.jobs.store import JobStore
@@ -63,6 +64,16 @@ class _Held:
     """When its last checkpoint was begun, monotonic."""
 
 
+@dataclass(slots=True)
+class _Unopened:
+    """A claimed job whose checkpoint the object store did not give yet; the reporter keeps its lease."""
+
+    attempt: Attempt
+    pauses: Iterator[float]
+    try_at: float = 0.0
+    """Monotonic."""
+
+
 class Worker:
     """Optimize jobs of one store until `drain` is called.
 
@@ -84,6 +95,7 @@ class Worker:
         self._settings = settings
         self._attempts: list[Attempt] = []
         self._held: list[_Held] = []
+        self._unopened: list[_Unopened] = []
         self._engine = Engine()
         self._exporter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="export")
         self._exports: set[Future[None]] = set()
@@ -100,7 +112,14 @@ class Worker:
             settings.report_interval_s,
             self._checkpoints.discard,
         )
-        self._ending = Ending(store, objects, self._checkpoints.discard, self._enter)
+        self._ending = Ending(
+            store,
+            objects,
+            self._checkpoints.discard,
+            self._enter,
+            storage_budget_s=settings.storage_budget_s,
+            draining=self._draining,
+        )
 
     @property
     def state(self) -> str:
@@ -136,10 +155,13 @@ class Worker:
             while not self._draining.is_set():
                 self._fill_slots()
                 self._obey()
+                self._open_again()
                 if self._held:
                     self._step()
                 elif self._exports:
                     self._await_export()
+                elif self._unopened:
+                    self._await_store()
                 elif self._leaving.is_set():
                     break
                 else:
@@ -186,25 +208,29 @@ class Worker:
             self._attempts.append(attempt)
             self._reporter.announce("busy")
             self._seconds.switch("loading")
-            self._open(attempt)
+            self._open(_Unopened(attempt, pauses(self._settings.storage_budget_s)))
             self._drop_ended()
 
     def _has_room(self) -> bool:
         """A job that is being exported needs no slot; but no second one may wait for its export behind it."""
         slots = self._settings.slots_per_worker
-        return len(self._held) < slots and len(self._attempts) <= slots
+        return len(self._held) + len(self._unopened) < slots and len(self._attempts) <= slots
 
-    def _open(self, attempt: Attempt) -> None:
+    def _open(self, one: _Unopened) -> None:
         """Bring a claimed job into the engine; a preview is made at once."""
-        lease = attempt.lease
+        attempt, lease = one.attempt, one.attempt.lease
         try:
             attempt.untold_warnings += prompt_warnings(lease.spec, prior_of(lease.spec, self._networks))
             if lease.spec.effort == "preview":
-                self._ending.publish_preview(attempt, self._networks)
+                made = self._ending.draw_preview(attempt, self._networks)
+                self._exports.add(self._exporter.submit(self._ending.publish, attempt, *made))
                 return
             team, resumed_from_step = open_team(
                 lambda: make_team(lease.spec, self._networks), lease.checkpoints, self._objects
             )
+        except StoreUnavailable as error:
+            self._put_off(one, error)
+            return
         except Exception as error:
             self._ending.fail(attempt, error)
             return
@@ -216,6 +242,26 @@ class Worker:
             self._engine.admit(scene)
         self._held.append(_Held(attempt, team, saved_at=time.monotonic()))
         self._enter_optimization(attempt)
+
+    def _put_off(self, one: _Unopened, error: StoreUnavailable) -> None:
+        """Try to open a job again later, beside the steps of the others; fail when the store was away for too long."""
+        pause_s = next(one.pauses, None)
+        if pause_s is None:
+            self._ending.fail(one.attempt, error)
+            return
+        log.warning("cannot open %s yet: %s", one.attempt.lease.job_id, error)
+        one.attempt.store_failures += 1
+        one.try_at = time.monotonic() + pause_s
+        self._unopened.append(one)
+
+    def _open_again(self) -> None:
+        """Open the jobs whose time for another try has come."""
+        now = time.monotonic()
+        for one in [one for one in self._unopened if now >= one.try_at]:
+            self._unopened.remove(one)
+            self._seconds.switch("loading")
+            self._open(one)
+        self._drop_ended()
 
     # ---- working on them
 
@@ -283,7 +329,11 @@ class Worker:
     # ---- letting them go
 
     def _obey(self) -> None:
-        """Stop the scenes that the rest of the world wants stopped."""
+        """Stop the jobs that the rest of the world wants stopped."""
+        for waiting in tuple(self._unopened):
+            if waiting.attempt.verdict(time.monotonic()) is not Verdict.GO_ON:
+                self._unopened.remove(waiting)
+                self._ending.stop(waiting.attempt)
         for one in tuple(self._held):
             if one.attempt.verdict(time.monotonic()) is Verdict.GO_ON:
                 continue
@@ -306,6 +356,11 @@ class Worker:
         wait(self._exports, timeout=POLL_S)
         self._drop_ended()
 
+    def _await_store(self) -> None:
+        """Wait for the object store, with nothing else to do, until it is time to look for work."""
+        self._seconds.switch("loading")
+        self._draining.wait(POLL_S)
+
     def _give_everything_back(self) -> None:
         """Checkpoint what is under way and return it to the queue, where it costs no failure; end the exports."""
         self._reporter.announce("draining")
@@ -319,6 +374,8 @@ class Worker:
         self._reporter.report_all()
         for one in under_way:
             self._ending.give_back(one.attempt)
+        while self._unopened:
+            self._ending.give_back(self._unopened.pop().attempt)
         wait(self._exports)
         self._drop_ended()
 

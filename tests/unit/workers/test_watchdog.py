@@ -31,7 +31,7 @@ class Bench:
     @staticmethod
     def attempt(job_id: str, stage: Stage, step: int) -> Any:
         lease = SimpleNamespace(job_id=job_id, attempt=1, spec=SimpleNamespace(steps=STEPS))
-        return SimpleNamespace(lease=lease, stage=stage, step=step, ended=False)
+        return SimpleNamespace(lease=lease, stage=stage, step=step, store_failures=0, ended=False)
 
     def stalled(self, after_s: float = 0.0) -> list[str]:
         """The jobs that are found `after_s` later."""
@@ -54,6 +54,25 @@ def test_a_step_is_progress_and_so_is_a_new_stage() -> None:
     bench.attempts[0].stage = Stage.REFINE
     assert bench.stalled(50) == []
     assert bench.stalled(61) == ["0"]
+
+
+def test_an_upload_that_is_tried_again_is_not_stuck_and_one_that_hangs_in_a_try_is() -> None:
+    bench = Bench((Stage.UPLOAD, STEPS))
+    for _ in range(3):
+        assert bench.stalled(500) == []
+        bench.attempts[0].store_failures += 1
+    assert bench.stalled() == []
+    assert bench.stalled(601) == ["0"]
+
+
+@pytest.mark.parametrize("place", [(Stage.REFINE, STEPS), (Stage.PREVIEW, 0)])
+def test_what_waits_behind_an_upload_that_is_tried_again_is_not_stuck(place: tuple[Stage, int]) -> None:
+    bench = Bench((Stage.UPLOAD, STEPS), place)
+    for _ in range(3):
+        assert bench.stalled(500) == []
+        bench.attempts[0].store_failures += 1
+    assert bench.stalled() == []
+    assert bench.stalled(601) == ["0", "1"]
 
 
 def test_what_kept_the_others_waiting_is_no_stall_of_theirs() -> None:
