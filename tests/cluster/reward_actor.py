@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reward_models.actor import RemoteReward, RewardActor, RewardOptions, ready_card
+from reward_models.actor import RemoteReward, RewardActor, RewardOptions, RewardUnavailable, ready_card
 from reward_models.contracts import NotFinite, RewardModel, score_and_gradient
 from reward_models.shared_buffer import SharedBuffer
 from service.jobs.admission import admit
@@ -90,6 +90,11 @@ def gradients_differ_by() -> dict[str, Any]:
     except NotFinite as error:
         seen["refusal"] = str(error)
     ray.kill(handle)
+    began = time.monotonic()
+    try:
+        lends.score_batch(images, prompts, wants)
+    except RewardUnavailable as error:
+        seen["given_up"], seen["given_up_s"] = str(error), time.monotonic() - began
     return seen
 
 

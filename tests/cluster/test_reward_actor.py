@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from reward_models.actor import RETRY_DELAYS_S
 from tests.cluster.reward_actor import KILLED_AT, REWARD, STEPS
 
 if TYPE_CHECKING:
@@ -45,6 +46,16 @@ def test_the_gradient_through_an_actor_is_that_of_this_process(
 def test_an_actor_refuses_in_the_rewards_own_words(seen: dict[str, Any]) -> None:
     told = seen["float64"]["refusal"]
     assert told == f"reward '{REWARD}' wants finite images in [0, 1], but got values from nan to nan"
+
+
+def test_an_actor_that_does_not_come_back_is_asked_three_times_more_and_then_given_up(
+    seen: dict[str, Any],
+) -> None:
+    told = seen["float64"]["given_up"]
+    assert told.startswith(
+        f"The shared reward '{REWARD}' did not answer, also not after 3 retries (ActorDiedError)"
+    )
+    assert sum(RETRY_DELAYS_S) <= seen["float64"]["given_up_s"] < 60, "seconds"
 
 
 def test_a_request_that_was_given_up_or_is_late_is_never_computed(seen: dict[str, Any]) -> None:
