@@ -12,11 +12,13 @@ import sqlalchemy as sa
 from service.jobs import series, shares, tables, tallies, troubles
 from service.jobs.capabilities import Capabilities, merge
 from service.jobs.documents import Pace
+from service.jobs.runnable import has_parts
 from service.jobs.states import ACTIVE, JobState
 
 if TYPE_CHECKING:
     from service.jobs.database import Transaction
     from service.jobs.series import Divergence
+    from service.jobs.spec import JobSpec
     from service.jobs.tallies import Tally
 
 __all__ = [
@@ -85,6 +87,13 @@ def publish(tx: Transaction, worker: str, document: Capabilities, ttl_s: float) 
         troubles.forget(tx)
     values = {"worker": worker, "document": document.model_dump(mode="json"), "expires_at": tx.now + ttl_s}
     tx.upsert(tables.capabilities, "worker", values)
+
+
+def another_has_parts(tx: Transaction, worker: str, spec: JobSpec) -> bool:
+    """Tell whether a live worker other than this one could run a job."""
+    columns = tables.capabilities.c
+    others = sa.select(columns.document).where(columns.worker != worker, columns.expires_at > tx.now)
+    return any(has_parts(spec, Capabilities.model_validate(one)) for one in tx.execute(others).scalars())
 
 
 def retire(tx: Transaction, worker: str) -> None:

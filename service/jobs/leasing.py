@@ -13,10 +13,11 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from ulid import ULID
 
-from service.jobs import budgets, events, series, shares, tables, tallies
+from service.jobs import budgets, events, fleet, series, shares, tables, tallies
 from service.jobs.batch_items import may_run
 from service.jobs.documents import progress_document
 from service.jobs.events import EventType
+from service.jobs.runnable import has_parts
 from service.jobs.spec import JobSpec
 from service.jobs.states import (
     ACTIVE,
@@ -36,6 +37,7 @@ from service.jobs.transitions import end_attempt, end_attempt_in_failure, end_jo
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from service.jobs.capabilities import Capabilities
     from service.jobs.database import Transaction
     from service.jobs.documents import Document, Row
     from service.jobs.series import ScorePoint
@@ -56,6 +58,8 @@ __all__ = [
 _NUM_CHECKPOINTS = 2
 """A torn checkpoint falls back to the one before."""
 _SWEEP_LIMIT = 100
+_MOST_LEFT_ALONE = 50
+"""Jobs of one owner that a claim passes by because they are for other workers."""
 _SWEEPS = "sweep of leases"
 SWEEP_EVERY_S: Final = 5.0
 """How often leases are looked at, where no worker claims anything and so does it."""
@@ -80,21 +84,26 @@ class Report:
     warnings: Sequence[Mapping[str, str]] = field(default=())
 
 
-def claim(tx: Transaction, worker: str, lease_s: float) -> Lease | None:
-    """Take the next job whose turn it is, as `shares.py` says."""
+def claim(tx: Transaction, worker: str, lease_s: float, can: Capabilities | None = None) -> Lease | None:
+    """Take the next job whose turn it is, as `shares.py` says.
+
+    `can`, what the worker can run: what it cannot and another live worker can is left to that one.
+    """
     sweep(tx)
     passed_over: list[Share] = []
     for share in shares.in_order(shares.waiting(tx)):
         if not shares.has_room(tx, share):
             passed_over.append(share)
-        elif (lease := _claim_of(tx, share.owner, worker, lease_s)) is not None:
+        elif (lease := _claim_of(tx, share.owner, worker, lease_s, can)) is not None:
             shares.forgo(tx, passed_over, share)
             return lease
     return None
 
 
-def _claim_of(tx: Transaction, owner: str, worker: str, lease_s: float) -> Lease | None:
-    """Take the next job of one owner; None when all of its jobs wait for another attempt, or are being taken."""
+def _claim_of(
+    tx: Transaction, owner: str, worker: str, lease_s: float, can: Capabilities | None
+) -> Lease | None:
+    """Take the next job of one owner; None when all of its jobs wait, for time or other workers, or are being taken."""
     columns = tables.jobs.c
     turn = (
         sa.select(tables.jobs)
@@ -103,6 +112,7 @@ def _claim_of(tx: Transaction, owner: str, worker: str, lease_s: float) -> Lease
         .limit(1)
         .with_for_update(skip_locked=True)
     )
+    num_left_alone = 0
     while (row := tx.execute(turn).one_or_none()) is not None:
         try:
             spec = JobSpec.model_validate(row.spec)
@@ -111,7 +121,12 @@ def _claim_of(tx: Transaction, owner: str, worker: str, lease_s: float) -> Lease
             detail = f"this release cannot read the job's spec: {error}"
             end_job(tx, row, JobState.FAILED, error=(FailureCode.INTERNAL, detail))
             continue
-        return _grant(tx, row, spec, worker, lease_s)
+        if can is None or has_parts(spec, can) or not fleet.another_has_parts(tx, worker, spec):
+            return _grant(tx, row, spec, worker, lease_s)
+        num_left_alone += 1
+        if num_left_alone == _MOST_LEFT_ALONE:
+            return None
+        turn = turn.where(columns.id != row.id)
     return None
 
 

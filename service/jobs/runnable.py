@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from service.jobs.capabilities import AbsentFacts, Capabilities, PartFacts
 
-__all__ = ["check_runnable"]
+__all__ = ["check_runnable", "has_parts"]
 
 
 def check_runnable(spec: JobSpec, capabilities: Capabilities) -> None:
@@ -22,6 +22,15 @@ def check_runnable(spec: JobSpec, capabilities: Capabilities) -> None:
     _check_parts(spec, capabilities)
     _check_steering(spec, capabilities)
     _check_licenses(spec, capabilities)
+
+
+def has_parts(spec: JobSpec, capabilities: Capabilities) -> bool:
+    """Tell whether a worker that can do this has the method, prior, rewards and formats of a job."""
+    try:
+        _check_parts(spec, capabilities)
+    except Refused:
+        return False
+    return True
 
 
 def _refusal(code: RefusalCode, pointer: str, detail: str, suggestion: str) -> Refused:

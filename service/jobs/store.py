@@ -212,15 +212,16 @@ class JobStore:
 
     # ---- for the workers: every write is fenced, and raises `StaleLease` when the job is no longer theirs
 
-    def claim(self, worker: str, lease_s: float = 60.0) -> Lease | None:
+    def claim(self, worker: str, lease_s: float = 60.0, can: Capabilities | None = None) -> Lease | None:
         """Take the next job that may run (see `shares.py`), after a `sweep`; None when there is none.
 
-        Where no job waits, batches are asked for more of theirs.
+        `can` is what the worker can run: a job that it cannot and another live worker can is left to that one. Where
+        no job waits, batches are asked for more of theirs.
         """
         with self.database.writing() as tx:
-            lease = leasing.claim(tx, worker, lease_s)
+            lease = leasing.claim(tx, worker, lease_s, can)
             if lease is None and batch_expansion.advance(tx, self._max_queued):
-                lease = leasing.claim(tx, worker, lease_s)
+                lease = leasing.claim(tx, worker, lease_s, can)
             return lease
 
     def wait_for_work(self, timeout_s: float) -> None:

@@ -14,6 +14,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from service.jobs.capabilities import Capabilities
     from service.jobs.spec import JobSpec
     from service.jobs.states import Lease
     from service.jobs.store import JobStore
@@ -62,9 +63,11 @@ def spec_of(**fields: Any) -> JobSpec:
     return with_defaults(request, embedded_capabilities(), Settings(), seed=7).spec
 
 
-def claimed(store: JobStore, worker: str = "worker-1", lease_s: float = 60.0) -> Lease:
+def claimed(
+    store: JobStore, worker: str = "worker-1", lease_s: float = 60.0, can: Capabilities | None = None
+) -> Lease:
     """The next lease, which must exist."""
-    lease = store.claim(worker, lease_s)
+    lease = store.claim(worker, lease_s, can)
     assert lease is not None
     return lease
 

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.jobs import tables
-from service.jobs.capabilities import Capabilities, PartFacts, embedded_capabilities
+from service.jobs.capabilities import Capabilities, PartFacts, RewardFacts, embedded_capabilities
 from service.jobs.errors import IdempotencyKeyReused, QueueFull, StoreUnavailable
 from service.jobs.events import progress_is_due
 from service.jobs.keys import KeyStore, NewKey
@@ -474,6 +474,20 @@ def test_a_job_that_kills_its_workers_ends_as_poison_and_blocks_nobody(
     )
     assert tally(store, "leases_expired") == 2
     assert claimed(store).job_id == other
+
+
+def test_a_job_is_left_to_the_worker_that_has_its_parts(store: JobStore, clock: FakeClock) -> None:
+    poor = embedded_capabilities()
+    rich = poor.model_copy(update={"rewards": {**poor.rewards, "published": RewardFacts()}})
+    store.publish_capabilities("poor", poor)
+    for_rich, for_any = submitted(store, referee="published"), submitted(store)
+    store.publish_capabilities("rich", rich)
+    assert claimed(store, "poor", can=poor).job_id == for_any
+    assert store.claim("poor", can=poor) is None
+    assert claimed(store, "rich", can=rich).job_id == for_rich
+    store.worker_lost("rich")
+    clock.advance(10)
+    assert claimed(store, "poor", can=poor).job_id == for_rich, "to say what is missing: nobody else will"
 
 
 def test_what_an_outage_of_the_database_ends_is_nobodys_fault(store: JobStore, clock: FakeClock) -> None:
