@@ -145,15 +145,13 @@ def test_the_heads_of_the_cluster_start_the_pool_without_torch() -> None:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that is gone after the test, which fills it with 600 MB."""
+    """A folder that is gone after the test, which may fill it with gigabytes."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif("FULL" not in os.environ, reason="installs 600 MB: with FULL=1")
-def test_the_frontends_install_steps_make_an_environment_without_torch(folder: Path) -> None:
-    """No image is built here: its steps run in a fresh virtual environment, on a copy of what would be sent."""
+def install(target: str, folder: Path) -> Path:
+    """Run an image's install steps in a fresh virtual environment, on a copy of what would be sent; its Python."""
     source, environment, wheels = folder / "src", folder / "env", folder / "wheel"
     source.mkdir()
     for name in kept_by_dockerignore():
@@ -164,22 +162,50 @@ def test_the_frontends_install_steps_make_an_environment_without_torch(folder: P
     path = os.pathsep.join(
         [str(environment / "bin"), str(Path(sys.executable).parent), os.environ["PATH"], "/usr/bin", "/bin"]
     )
-    for stage in ("build", "wheel", "build-frontend"):
-        for step in re.findall(r"(?m)^RUN (?:--mount=\S+ )?(.+)$", stages()[stage][1]):
+    for stage in ("build", "wheel", f"build-{target}"):
+        lines = stages()[stage][1].replace("\\\n", " ")
+        for step in re.findall(r"(?m)^RUN (?:--mount=\S+ )?(.+)$", lines):
             here = step.replace("/opt/dreamserve", str(environment)).replace("/wheel", str(wheels))
             answer = subprocess.run(
                 here, shell=True, cwd=source, env=os.environ | {"PATH": path}, capture_output=True, text=True
             )
             assert answer.returncode == 0, f"{here}\n{answer.stderr}"
+    return environment / "bin/python"
+
+
+def run_in(folder: Path, python: Path, code: str) -> list[str]:
+    """What a program prints in an environment, away from this tree; its words."""
+    answer = subprocess.run([str(python), "-c", code], cwd=folder, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.split()
+
+
+@pytest.mark.slow
+def test_the_frontends_install_steps_make_an_environment_without_torch(folder: Path) -> None:
+    """No image is built here. It takes half a minute of an idle machine, and 600 MB."""
+    python = install("frontend", folder)
     code = (
         "import importlib.util, service.http.api, service.http.app, workers.cluster, workers.main, workers.pool\n"
         "import psycopg\n"
         "print(importlib.util.find_spec('torch'), service.__file__)"
     )
-    answer = subprocess.run(
-        [str(environment / "bin/python"), "-c", code], cwd=folder, capture_output=True, text=True
-    )
-    assert answer.returncode == 0, answer.stderr
-    torch, file = answer.stdout.split()
+    torch, file = run_in(folder, python, code)
     assert torch == "None"
-    assert Path(file).is_relative_to(environment)
+    assert Path(file).is_relative_to(python.parents[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("FULL" not in os.environ, reason="installs torch anew: with FULL=1")
+def test_the_gpu_images_install_steps_make_an_environment_that_loads_the_networks(folder: Path) -> None:
+    python = install("gpu", folder)
+    code = (
+        "import psycopg, transformers, workers.networks, workers.pool, workers.worker\n"
+        "from reward_models.tokens import clip_merges\n"
+        "from service.settings import Settings\n"
+        "assert clip_merges()\n"
+        "can = workers.networks.load_networks(Settings(data_dir='data')).capabilities()\n"
+        "print(*can.methods, workers.__file__)"
+    )
+    *methods, file = run_in(folder, python, code)
+    assert {"sds", "dreamfl", "dreamdpo", "psd"} == set(methods)
+    assert Path(file).is_relative_to(python.parents[1])
