@@ -151,13 +151,12 @@ class Service:
         killed_at = time.monotonic()
 
         def restarted() -> bool:
-            self.most_workers = max(self.most_workers, len(processes(WORKER)))
             return self.answers() and bool(processes(kind) - {pid}) and is_back()
 
         wait_until(restarted)
         away_s = time.monotonic() - killed_at
         steps_meanwhile = step_of(self.job(job_id)) - before
-        wait_until(lambda: self.job(job_id)["status"] not in ("queued", "running"))
+        wait_until(lambda: self.has_ended(job_id))
         return {
             "status": self.job(job_id)["status"],
             "attempts": self.job(job_id)["attempts"],
@@ -166,6 +165,11 @@ class Service:
             "events": [one["id"] for one in self.store.events(job_id)],
             "follower": follower.told(),
         }
+
+    def has_ended(self, job_id: str) -> bool:
+        """Whether a job has ended; counts the workers meanwhile."""
+        self.most_workers = max(self.most_workers, len(processes(WORKER)))
+        return self.job(job_id)["status"] not in ("queued", "running")
 
     def answers(self) -> bool:
         """Whether the frontend answers, perhaps after a while."""
