@@ -20,6 +20,8 @@ from workers.scene import CheckpointError, load_checkpoint, save_checkpoint
 from workers.steering import steering_reward
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from service.jobs.spec import JobSpec
     from workers.mesh import Mesh
     from workers.networks import Networks
@@ -170,14 +172,18 @@ def rank(team: Team, networks: Networks, spec: JobSpec) -> list[Scored]:
     return sorted(scored, key=score, reverse=True)
 
 
-def export(ranked: list[Scored], networks: Networks, spec: JobSpec, most: int) -> list[Exported]:
+def export(
+    ranked: list[Scored], networks: Networks, spec: JobSpec, most: int, go_on: Callable[[], None]
+) -> list[Exported]:
     """Export the best `most` candidates, passing over what is no object; raises `EmptyMesh` when none is one.
 
-    The files of the best have the plain names, `mesh-2.glb` is the mesh of the candidate with index 2.
+    `go_on` is asked before each, and raises where nobody wants them any more. The files of the best have the plain
+    names, `mesh-2.glb` is the mesh of the candidate with index 2.
     """
     made: list[Exported] = []
     empty: EmptyMesh | None = None
     for one in ranked:
+        go_on()
         index, own, scene = one.candidate.index, one.candidate.spec, one.candidate.scene
         try:
             origin = publish.glb_origin(own, networks)
@@ -196,10 +202,16 @@ def export(ranked: list[Scored], networks: Networks, spec: JobSpec, most: int) -
     return made
 
 
-def verify(made: list[Exported], networks: Networks, spec: JobSpec) -> list[Verified]:
-    """Check every written GLB; raises `InvalidGlb` for one that is to be kept, and leaves out any other."""
+def verify(
+    made: list[Exported], networks: Networks, spec: JobSpec, go_on: Callable[[], None]
+) -> list[Verified]:
+    """Check every written GLB; raises `InvalidGlb` for one that is to be kept, and leaves out any other.
+
+    `go_on` is as in `export`.
+    """
     verified = []
     for place, one in enumerate(made):
+        go_on()
         scene, glb = one.scored.candidate.scene, one.files[0].content
         try:
             mesh = publish.verify_mesh(scene, one.mesh, glb, networks.priors[spec.prior])

@@ -33,6 +33,10 @@ __all__ = ["Ending"]
 log = logging.getLogger(__name__)
 
 
+class _Unwanted(Exception):
+    """Nobody wants what is being exported any more: the job is canceled or late, or the lease is lost."""
+
+
 class Ending:
     """Brings attempts to their ends. After each, the attempt is `ended`."""
 
@@ -64,13 +68,18 @@ class Ending:
         exported, for a cancel is soon to be done.
         """
         spec = attempt.lease.spec
+
+        def go_on() -> None:
+            if not attempt.may_publish(time.monotonic()):
+                raise _Unwanted
+
         try:
             self._entered(attempt, Stage.EXPORT)
             ranked = rank(team, networks, spec)
             most = len(ranked) if team.finished else spec.candidates.keep
-            made = export(ranked, networks, spec, most)
+            made = export(ranked, networks, spec, most, go_on)
             self._entered(attempt, Stage.VERIFY)
-            verified = verify(made, networks, spec)
+            verified = verify(made, networks, spec, go_on)
             best = made[0].scored
             attempt.untold_scores.append(score_point(team.step, best.said, spec))
             origin = publish.provenance(spec, networks, alone=attempt.alone)
@@ -80,6 +89,8 @@ class Ending:
             }
             files = [file for one in verified for file in one.exported.files]
             self._publish(attempt, result, files, partial=not team.finished)
+        except _Unwanted:
+            self.stop(attempt)
         except Exception as error:
             self.fail(attempt, error)
 
@@ -115,15 +126,17 @@ class Ending:
             case Verdict.OVERDRAWN:
                 spent = attempt.overdrawn or ""
                 self._say(attempt, lambda: self._store.fail(lease, FailureCode.GPU_BUDGET_EXCEEDED, spent))
-            case Verdict.LOST | Verdict.GO_ON:
+            case Verdict.LOST:
                 log.warning("dropped attempt %d of %s: its lease is lost", lease.attempt, lease.job_id)
-                self._forget(attempt)
+                attempt.ended = True
+            case Verdict.GO_ON:  # a lease that seemed lost was renewed meanwhile, but its scene is dropped
+                self.give_back(attempt)
 
     def fail(self, attempt: Attempt, error: Exception) -> None:
         """End an attempt that met an exception."""
         lease = attempt.lease
         if isinstance(error, StaleLease):
-            self._forget(attempt)
+            attempt.ended = True
             return
         code, detail = failure_of(error)
         log.warning("attempt %d of %s failed: %s", lease.attempt, lease.job_id, code)
@@ -187,9 +200,6 @@ class Ending:
                     "cannot end attempt %d of %s yet: %s", attempt.lease.attempt, attempt.lease.job_id, error
                 )
             time.sleep(next(waits))
-        self._forget(attempt)
-
-    def _forget(self, attempt: Attempt) -> None:
+        # A checkpoint that no report has told may be named by a row all the same, as an answer can get lost: so the
+        # sweeper, which looks, removes what no row names.
         attempt.ended = True
-        if attempt.untold_checkpoint is not None:  # uploaded, but no row will ever name it
-            self._discard(attempt.untold_checkpoint.key)

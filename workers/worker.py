@@ -195,7 +195,7 @@ class Worker:
         while self._has_room() and time.monotonic() >= self._look_at:
             asked_at = time.monotonic()
             try:
-                lease = self._store.claim(self.name, self._settings.lease_s)
+                lease = self._store.claim(self.name, self._settings.lease_s, self._reporter.capabilities)
             except StoreUnavailable as error:
                 log.warning("cannot claim: %s", error)
                 self._look_at = asked_at + POLL_AFTER_FAILURE_S
@@ -335,10 +335,11 @@ class Worker:
                 self._unopened.remove(waiting)
                 self._ending.stop(waiting.attempt)
         for one in tuple(self._held):
-            if one.attempt.verdict(time.monotonic()) is Verdict.GO_ON:
+            verdict = one.attempt.verdict(time.monotonic())
+            if verdict is Verdict.GO_ON:
                 continue
             self._let_go(one)
-            if one.team.step and one.attempt.may_publish(time.monotonic()):
+            if verdict is Verdict.CANCEL and one.attempt.keep_partial and one.team.step:
                 self._export(one)
             else:
                 self._ending.stop(one.attempt)

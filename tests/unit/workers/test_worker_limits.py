@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+import threading
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.unit.workers.small_workers import Service
+from workers import publish
+from workers.attempt import Attempt
+from workers.ending import Ending
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +59,41 @@ def test_a_plain_cancel_keeps_nothing(service: Service) -> None:
     cancel_running(service, job_id, keep_partial=False)
     assert service.job(job_id)["result"] is None
     assert service.store.artifacts(job_id) == []
+
+
+def test_a_cancel_is_obeyed_between_the_exports_of_two_candidates(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = []
+    export_mesh = publish.export_mesh
+
+    def export_and_cancel(*arguments: Any) -> Any:
+        exported.append(arguments)
+        service.store.cancel(job_id)
+        time.sleep(10 * service.settings.report_interval_s)  # the worker hears of it
+        return export_mesh(*arguments)
+
+    monkeypatch.setattr(publish, "export_mesh", export_and_cancel)
+    job_id = service.submit(candidates={"count": 3}, steps=5)
+    (job,) = service.finish(job_id)
+    assert (job["status"], job["result"], len(exported)) == ("canceled", None, 1)
+
+
+def test_an_attempt_whose_lease_only_seemed_lost_is_given_back(service: Service) -> None:
+    job_id = service.submit(steps=LONG)
+    lease = service.store.claim("worker")
+    assert lease is not None
+    ending = Ending(
+        service.store,
+        service.objects,
+        lambda _key: None,
+        lambda _attempt, _stage: None,
+        storage_budget_s=1,
+        draining=threading.Event(),
+    )
+    ending.stop(Attempt(lease, time.monotonic()))
+    job = service.job(job_id)
+    assert (job["status"], job["failures"], job["attempts"][0]["outcome"]) == ("queued", 0, "preempted")
 
 
 def test_a_job_that_uses_up_its_budget_of_worker_seconds_ends(service: Service) -> None:
