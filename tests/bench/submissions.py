@@ -23,10 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray import serve
-from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation
+from starlette.responses import JSONResponse
 
-from service.http.app import Frontend
 from service.jobs.states import JobState
 from service.jobs.store import JobStore
 from service.settings import Settings
@@ -34,6 +32,7 @@ from workers.up import free_port, private_ray
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from starlette.requests import Request
 
 __all__ = ["measure"]
 
@@ -48,17 +47,25 @@ TRIVIAL: Call = ("POST", "/trivial", BODY, 200)
 GET: Call = ("GET", "/healthz", None, 200)
 
 
-class BesideTrivial(Frontend.func_or_class):  # type: ignore[name-defined,misc]
-    """The frontend, with one route more."""
+def start(settings: Settings, port: int) -> None:
+    """Start the frontend as `dreamserve up` does, but with one route more."""
+    # Ray reads its environment when it is imported: `private_ray` comes first.
+    from ray import serve
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        api: FastAPI = super().__serve_build_asgi_app__()
+    from service.http.app import Frontend
 
-        @api.post("/trivial")
-        async def trivial(request: Request) -> dict[str, int]:
-            return {"bytes": len(await request.body())}
+    class BesideTrivial(Frontend.func_or_class):  # type: ignore[name-defined,misc]
+        def __serve_build_asgi_app__(self) -> FastAPI:
+            api: FastAPI = super().__serve_build_asgi_app__()
 
-        return api
+            async def trivial(request: Request) -> JSONResponse:
+                return JSONResponse({"bytes": len(await request.body())})
+
+            api.add_route("/trivial", trivial, methods=["POST"])
+            return api
+
+    serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
+    serve.run(Frontend.options(func_or_class=BesideTrivial).bind(settings), route_prefix="/")
 
 
 def answers_in(port: int, call: Call, seconds: float) -> tuple[int, float]:
@@ -88,8 +95,7 @@ def measure() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, private_ray():
         settings = Settings(data_dir=Path(folder), auth="off", max_queued=1_000_000)
         port = free_port(HOST, 0)
-        serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
-        serve.run(Frontend.options(func_or_class=BesideTrivial).bind(settings), route_prefix="/")
+        start(settings, port)
         num_jobs, rates = 0, []
         for turn in range(1 + ROUNDS):
             per_s = []
