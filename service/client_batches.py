@@ -35,6 +35,16 @@ UPLOAD_TIMEOUT_S: Final = 600.0
 """The service reads an upload as fast as it checks it: 100,000 lines take about half a minute."""
 
 
+class _Lines:
+    """The body of an upload, which can be sent again."""
+
+    def __init__(self, lines: Callable[[], Iterable[bytes]]) -> None:
+        self._lines = lines
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._lines())
+
+
 def submit_batch(
     client: Client,
     lines: Callable[[], Iterable[bytes]],
@@ -47,8 +57,8 @@ def submit_batch(
 ) -> BatchHandle:
     """Upload lines of JSON, each `{"custom_id", "body"}` and ending in a line break.
 
-    `lines` is called anew when a broken connection makes another try necessary; a key, made up unless given, keeps
-    that from making a second batch. Raises `InvalidRequestError`, `RefusedError`.
+    `lines` is called anew when a broken connection or a rate limit makes another try necessary; a key, made up unless
+    given, keeps that from making a second batch. Raises `InvalidRequestError`, `RefusedError`.
     """
     options = {"defaults": defaults, "sweep": sweep, "metadata": metadata}
     params = {name: json.dumps(value) for name, value in options.items() if value}
@@ -62,7 +72,7 @@ def submit_batch(
     for wait_s in (*SUBMIT_WAITS_S, None):
         try:
             answer = client.request(
-                "POST", "/v1/batches", content=iter(lines()), headers=headers, params=params, timeout=timeout
+                "POST", "/v1/batches", content=_Lines(lines), headers=headers, params=params, timeout=timeout
             )
             return BatchHandle(client, answer.json())
         except ServiceUnavailableError:

@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.client import AsyncClient, Client, RefusedError
+from service.client_batches import submit_batch
 from service.jobs import tables
 from service.jobs.database import DAY_S
 from service.jobs.keys import KeyStore, NewKey
@@ -45,11 +46,13 @@ def done(kind: Callable[..., Any], url: str, what: Callable[[Any], Any], **optio
 
 
 class Refusing:
-    """A server that refuses its first requests, each with a code and a time to wait, and then lists no methods."""
+    """A server that refuses its first requests, each with a code and a time to wait, and then has nothing to tell."""
 
     def __init__(self, *refusals: tuple[str, str]) -> None:
         left = list(refusals)
         self.times: list[float] = []
+        self.bodies: list[bytes] = []
+        """Of what was posted."""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -62,6 +65,15 @@ class Refusing:
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            def do_POST(self) -> None:
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                outer.bodies.append(body)
+                self.do_GET()
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -123,3 +135,9 @@ def test_usage_has_the_days_of_all_pages(kind: type, url: str, store: JobStore) 
         tx.execute(sa.insert(tables.usage), days)
     found = done(kind, url, lambda client: client.usage(since=date(2020, 1, 1)))
     assert len(found) == 3
+
+
+def test_a_batch_that_waits_for_its_turn_is_sent_whole_again() -> None:
+    with Refusing(("rate-limited", "0")) as server, Client(server.url) as client:
+        submit_batch(client, lambda: [b"first\n", b"second\n"])
+    assert server.bodies == [b"first\nsecond\n"] * 2
