@@ -132,7 +132,7 @@ def test_histograms_are_cumulative(jobs: JobStore, clock: FakeClock) -> None:
     for waited_s in (0.1, 3, 3, 100_000):
         jobs.submit(spec_of(limits={"deadline_s": 200_000}))
         clock.advance(waited_s)
-        claimed(jobs)
+        jobs.finish(claimed(jobs), result_of(), ARTIFACTS)
     assert value(jobs, "queue_time_seconds_bucket", le="0.5") == 1
     assert value(jobs, "queue_time_seconds_bucket", le="5.0") == 3
     assert value(jobs, "queue_time_seconds_bucket", le="+Inf") == value(jobs, "queue_time_seconds_count") == 4
