@@ -98,7 +98,7 @@ def test_the_doctor_tells_a_bucket_that_is_there_from_one_that_is_not(
     wrong = check_objects(Settings(objects_url="s3://mesh/doctor"))
     assert wrong.status == "fail"
     assert "bucket mesh: 404" in wrong.found
-    assert "make it, or name another one in DREAMSERVE_OBJECTS_URL" in wrong.found
+    assert "make the bucket, or name another one in DREAMSERVE_OBJECTS_URL" in wrong.found
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     stranger = check_objects(Settings(objects_url=f"s3://{BUCKET}/doctor"))
     assert stranger.status == "fail"
