@@ -79,13 +79,9 @@ class AsyncClient:
         page_size: int = 50,
     ) -> AsyncIterator[AsyncJobHandle]:
         """Iterate over the jobs, newest first, fetching further pages as needed."""
-        params: dict[str, Any] | None
         params = core.job_params(page_size, metadata, status=status, batch_id=batch_id, method=method)
-        while params is not None:
-            page = (await self.request("GET", "/v1/jobs", params=params)).json()
-            for document in page["items"]:
-                yield AsyncJobHandle(self, document)
-            params = core.next_params(params, page)
+        async for document in self.items("/v1/jobs", params):
+            yield AsyncJobHandle(self, document)
 
     async def queue(self) -> Document:
         """Tell how much waits, and what works on it."""
@@ -93,13 +89,7 @@ class AsyncClient:
 
     async def usage(self, since: date | None = None, until: date | None = None) -> list[Document]:
         """List worker seconds and ended jobs by day, newest first; the last 30 days by default."""
-        items: list[Document] = []
-        params: dict[str, Any] | None = core.usage_params(since, until)
-        while params is not None:
-            page = (await self.request("GET", "/v1/usage", params=params)).json()
-            items += page["items"]
-            params = core.next_params(params, page)
-        return items
+        return [day async for day in self.items("/v1/usage", core.usage_params(since, until))]
 
     async def methods(self) -> list[Document]:
         """List the methods that this service can run now."""
@@ -138,6 +128,14 @@ class AsyncClient:
             except ServiceUnavailableError:
                 await asyncio.sleep(wait_s)
         return await self.request(call.method, call.path, **call.arguments)
+
+    async def items(self, path: str, params: dict[str, Any] | None) -> AsyncIterator[Document]:
+        """Iterate over the items of a listing, fetching further pages as needed."""
+        while params is not None:
+            page = (await self.request("GET", path, params=params)).json()
+            for item in page["items"]:
+                yield item
+            params = core.next_params(params, page)
 
     @asynccontextmanager
     async def stream(self, call: Call) -> AsyncIterator[httpx.Response]:

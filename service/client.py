@@ -112,13 +112,9 @@ class Client:
         page_size: int = 50,
     ) -> Iterator[JobHandle]:
         """Iterate over the jobs, newest first, fetching further pages as needed."""
-        params: dict[str, Any] | None
         params = core.job_params(page_size, metadata, status=status, batch_id=batch_id, method=method)
-        while params is not None:
-            page = self.request("GET", "/v1/jobs", params=params).json()
-            for document in page["items"]:
-                yield JobHandle(self, document)
-            params = core.next_params(params, page)
+        for document in self.items("/v1/jobs", params):
+            yield JobHandle(self, document)
 
     def queue(self) -> Document:
         """Tell how much waits, and what works on it."""
@@ -126,13 +122,7 @@ class Client:
 
     def usage(self, since: date | None = None, until: date | None = None) -> list[Document]:
         """List worker seconds and ended jobs by day, newest first; the last 30 days by default."""
-        items: list[Document] = []
-        params: dict[str, Any] | None = core.usage_params(since, until)
-        while params is not None:
-            page = self.request("GET", "/v1/usage", params=params).json()
-            items += page["items"]
-            params = core.next_params(params, page)
-        return items
+        return list(self.items("/v1/usage", core.usage_params(since, until)))
 
     def methods(self) -> list[Document]:
         """List the methods that this service can run now."""
@@ -171,6 +161,13 @@ class Client:
             except ServiceUnavailableError:
                 time.sleep(wait_s)
         return self.request(call.method, call.path, **call.arguments)
+
+    def items(self, path: str, params: dict[str, Any] | None) -> Iterator[Document]:
+        """Iterate over the items of a listing, fetching further pages as needed."""
+        while params is not None:
+            page = self.request("GET", path, params=params).json()
+            yield from page["items"]
+            params = core.next_params(params, page)
 
     @contextmanager
     def stream(self, call: Call) -> Iterator[httpx.Response]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
 
-from service.client_core import RECONNECT_WAITS_S, SUBMIT_WAITS_S, next_params, segment
+from service.client_core import RECONNECT_WAITS_S, SUBMIT_WAITS_S, segment
 from service.client_errors import ServiceUnavailableError, WaitTimeoutError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def batch_of(client: Client, batch_id: str) -> BatchHandle:
 
 def list_batches(client: Client, page_size: int = 50) -> Iterator[BatchHandle]:
     """Iterate over the batches, newest first, fetching further pages as needed."""
-    for document in _pages(client, "/v1/batches", {"limit": page_size}):
+    for document in client.items("/v1/batches", {"limit": page_size}):
         yield BatchHandle(client, document)
 
 
@@ -177,15 +177,8 @@ class BatchHandle:
         params: dict[str, Any] = {"limit": page_size}
         if status is not None:
             params["status"] = status
-        yield from _pages(self._client, f"/v1/batches/{self.id}/results", params)
+        yield from self._client.items(f"/v1/batches/{self.id}/results", params)
 
     def _steer(self, action: str) -> Self:
         self.document = self._client.request("POST", f"/v1/batches/{self.id}/{action}").json()
         return self
-
-
-def _pages(client: Client, path: str, params: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    while params is not None:
-        page = client.request("GET", path, params=params).json()
-        yield from page["items"]
-        params = next_params(params, page)

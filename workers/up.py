@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+    from ray.serve import Application
+
     from service.settings import Settings
 
 __all__ = ["check_stores", "free_port", "private_ray", "run_service", "start_frontend", "wait_until_ready"]
@@ -182,15 +184,15 @@ def _start_everything(settings: Settings, host: str, port: int) -> Any:
     return start_pool(settings)
 
 
-def start_frontend(settings: Settings, host: str, port: int) -> None:
-    """Start the Serve application on the connected cluster; returns when it has been deployed."""
+def start_frontend(settings: Settings, host: str, port: int, application: Application | None = None) -> None:
+    """Start the Serve application, ours if none is given, on the connected cluster; returns when it has been deployed."""
     from ray import serve
 
     from service.http.app import build_app
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-    serve.run(build_app(settings), route_prefix="/")
+    serve.run(application or build_app(settings), route_prefix="/")
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ def readyz(store: Store, objects: Objects) -> dict[str, Any]:
 
     Without live `workers` they are taken too, and wait, as workers come when there is work; `known_from` says by what
     they are judged until then (see `/v1/methods`). `trouble` lists what keeps workers from starting, such as a GPU, a
-    secret or weights that are missing, or another Ray: by whom it was told (`worker` or `pool`), since when (`at`),
+    secret or weights that are missing, or another Ray: by whom it was told (`worker` or `pool`), when (`at`),
     and what to do. It is empty once a worker has started, and while a pool just has nothing to do.
     """
     down: dict[str, str] = {}

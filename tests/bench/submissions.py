@@ -28,10 +28,11 @@ from starlette.responses import JSONResponse
 from service.jobs.states import JobState
 from service.jobs.store import JobStore
 from service.settings import Settings
-from workers.up import free_port, private_ray
+from workers.up import free_port, private_ray, start_frontend
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from ray.serve import Application
     from starlette.requests import Request
 
 __all__ = ["measure"]
@@ -47,11 +48,9 @@ TRIVIAL: Call = ("POST", "/trivial", BODY, 200)
 GET: Call = ("GET", "/healthz", None, 200)
 
 
-def start(settings: Settings, port: int) -> None:
-    """Start the frontend as `dreamserve up` does, but with one route more."""
+def beside_trivial(settings: Settings) -> Application:
+    """Describe the frontend with one route more."""
     # Ray reads its environment when it is imported: `private_ray` comes first.
-    from ray import serve
-
     from service.http.app import Frontend
 
     class BesideTrivial(Frontend.func_or_class):  # type: ignore[name-defined,misc]
@@ -64,8 +63,8 @@ def start(settings: Settings, port: int) -> None:
             api.add_route("/trivial", trivial, methods=["POST"])
             return api
 
-    serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
-    serve.run(Frontend.options(func_or_class=BesideTrivial).bind(settings), route_prefix="/")
+    application: Application = Frontend.options(func_or_class=BesideTrivial).bind(settings)  # type: ignore[attr-defined]
+    return application
 
 
 def answers_in(port: int, call: Call, seconds: float) -> tuple[int, float]:
@@ -95,7 +94,7 @@ def measure() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, private_ray():
         settings = Settings(data_dir=Path(folder), auth="off", max_queued=1_000_000)
         port = free_port(HOST, 0)
-        start(settings, port)
+        start_frontend(settings, HOST, port, beside_trivial(settings))
         num_jobs, rates = 0, []
         for turn in range(1 + ROUNDS):
             per_s = []
