@@ -185,7 +185,7 @@ def _start_everything(settings: Settings, host: str, port: int) -> Any:
 
 
 def start_frontend(settings: Settings, host: str, port: int, application: Application | None = None) -> None:
-    """Start the Serve application, ours if none is given, on the connected cluster; returns when it has been deployed."""
+    """Start a Serve application on the connected cluster, ours if none is given; returns when it has been deployed."""
     from ray import serve
 
     from service.http.app import build_app
