@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.cameras import Cameras
 from workers.embedded.captions import random_caption
 from workers.embedded.dataset import draw_elevation_deg, group_cameras
 from workers.embedded.truth import Truth
@@ -39,32 +38,46 @@ class PreferencePair(NamedTuple):
 
 def held_out_description(rng: np.random.Generator) -> Description:
     """Draw two things whose shapes and colors were never trained on together; both differ in shape and color."""
+    return _two_things(rng, held_out=True)
+
+
+def _two_things(rng: np.random.Generator, *, held_out: bool) -> Description:
     while True:
         shapes, colors = (rng.choice(options, 2, replace=False) for options in (SHAPES, COLORS))
         a, b = (Thing(str(shape), str(color)) for shape, color in zip(shapes, colors, strict=True))
-        if is_held_out(a, b) and {a.name, b.name} != {"cylinder", "disk"}:
+        if is_held_out(a, b) == held_out and {a.name, b.name} != {"cylinder", "disk"}:
             return Description(a, b, "on" if rng.random() < 0.6 else "next")
 
 
-def draw_pair(kind: str, rng: np.random.Generator) -> PreferencePair:
-    """Draw a pair that differs as `kind` (of `PAIR_KINDS`) says."""
-    description = held_out_description(rng)
-    if kind in ("object-swap", "color-swap"):
-        description = description._replace(relation="on")
+def draw_pair(kind: str, rng: np.random.Generator, *, held_out: bool = True) -> PreferencePair:
+    """Draw a pair that differs as `kind` (of `PAIR_KINDS`) says.
+
+    The prompt's combination of shapes and colors was kept out of training; with `held_out` False neither it nor what
+    the worse pictures show was, so that one may train on the pair.
+    """
+    description, wrong = _draw_words(kind, rng, held_out=held_out)
     prompt = random_caption(description, rng)
     cameras = group_cameras(torch.tensor([rng.uniform(0, 360), draw_elevation_deg(rng)], dtype=torch.float32))
-    truth = Truth(description, rng).latents(cameras)
+    truth, untruth = Truth(description, rng), Truth(wrong, rng)
     if kind == "floater":
-        worse = Truth(description, rng).with_part(_floater(rng), str(rng.choice(COLORS))).latents(cameras)
-    elif kind == "two-faced":
-        worse = truth.clone()
-        worse[2:] = Truth(_altered(description, "shape", rng), rng).latents(
-            Cameras(*(x[2:] for x in cameras))
-        )
-    else:
-        worse = Truth(_altered(description, kind, rng), rng).latents(cameras)
-    better, worse = latents_to_image(torch.stack([truth, worse]))
+        untruth.with_part(_floater(rng), str(rng.choice(COLORS)))
+    better, worse = truth.latents(cameras), untruth.latents(cameras)
+    if kind == "two-faced":
+        worse = torch.cat([better[:2], worse[2:]])
+    better, worse = latents_to_image(torch.stack([better, worse]))
     return PreferencePair(prompt, better, worse)
+
+
+def _draw_words(kind: str, rng: np.random.Generator, *, held_out: bool) -> tuple[Description, Description]:
+    """What the prompt describes, and what the worse pictures show."""
+    while True:
+        description = _two_things(rng, held_out=held_out)
+        if kind in ("object-swap", "color-swap"):
+            description = description._replace(relation="on")
+        wrong = _altered(description, kind, rng)
+        assert wrong.b is not None
+        if held_out or not is_held_out(wrong.a, wrong.b):
+            return description, wrong
 
 
 def _altered(description: Description, kind: str, rng: np.random.Generator) -> Description:
@@ -72,10 +85,10 @@ def _altered(description: Description, kind: str, rng: np.random.Generator) -> D
     assert b is not None
     match kind:
         case "other":
-            return held_out_description(rng)
+            return _two_things(rng, held_out=is_held_out(a, b))
         case "color":
             return description._replace(a=a._replace(color=_another(COLORS, (a.color, b.color), rng)))
-        case "shape":
+        case "shape" | "two-faced":
             return description._replace(a=a._replace(name=_another(SHAPES, (a.name, b.name), rng)))
         case "object-swap":
             return description._replace(a=a._replace(name=b.name), b=b._replace(name=a.name))
@@ -85,6 +98,8 @@ def _altered(description: Description, kind: str, rng: np.random.Generator) -> D
             if description.relation == "next" or rng.random() < 0.5:
                 return description._replace(relation={"on": "next", "next": "on"}[description.relation])
             return Description(b, a, "on")
+        case "floater":
+            return description
     raise ValueError(f"no kind of pair is called {kind!r}; there are {', '.join(PAIR_KINDS)}")
 
 

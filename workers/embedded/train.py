@@ -4,8 +4,8 @@ Every stage checkpoints itself in the work folder and resumes by itself: "pictur
 text encoder, on captions made on the fly), "prior" (slot encoder and U-Net), "outputs" (objects optimized under an
 early checkpoint of the prior and under the finished one), "reward", "referee"; "export" writes the fp16 files that
 the project ships. Needs torch, numpy and safetensors only (but "outputs" needs the whole project); `--device cuda`
-trains on a GPU. Stage "shipped", which is not among them, puts the shipped prior in place of "text" and of as many
-steps of "prior" as it was trained for: more `--prior-steps` than that train it on.
+trains on a GPU. Stage "shipped", which is not among them, puts the shipped models in place of as many steps as they
+were trained for: stages with more `--prior-steps`, `--reward-steps` or `--referee-steps` than that train them on.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from workers.embedded.dataset import render_pictures
 from workers.embedded.export import export_weights
 from workers.embedded.outputs import collect_outputs
-from workers.embedded.train_prior import take_up_shipped, train_prior, train_text
-from workers.embedded.train_rewards import REFEREE, REWARD, train_reward
+from workers.embedded.train_prior import take_up_shipped_prior, train_prior, train_text
+from workers.embedded.train_rewards import REFEREE, REWARD, take_up_shipped_reward, train_reward
 from workers.embedded.trained import averaged_prior, weak_prior
 from workers.weights import EMBEDDED_PRIOR
 
@@ -41,11 +41,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/embedded"), help="work folder")
     parser.add_argument("--weights", type=Path, default=EMBEDDED_PRIOR.parent, help="where export writes")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prior-steps", type=int, default=10_000, help="of 32 pictures each")
+    parser.add_argument("--prior-steps", type=int, default=15_000, help="of 32 pictures each")
     parser.add_argument(
         "--outputs", type=int, default=32, help="objects to optimize for the rewards' training"
     )
-    parser.add_argument("--reward-steps", type=int, default=2000, help="of 32 pictures each")
+    parser.add_argument("--reward-steps", type=int, default=5200, help="of 32 pictures and 16 pairs each")
+    parser.add_argument("--referee-steps", type=int, default=3600, help="likewise")
     arguments = parser.parse_args()
     for stage in arguments.stages:
         match stage:
@@ -55,7 +56,9 @@ def main() -> None:
                         if not (arguments.folder / name / f"pictures-{seed}.npz").exists():
                             render_pictures(arguments.folder / name, 10_000, seed)
             case "shipped":
-                take_up_shipped(arguments.folder)
+                take_up_shipped_prior(arguments.folder)
+                for recipe in (REWARD, REFEREE):
+                    take_up_shipped_reward(arguments.folder, recipe)
             case "text":
                 train_text(arguments.folder)
             case "prior":
@@ -66,7 +69,7 @@ def main() -> None:
             case "reward":
                 train_reward(arguments.folder, REWARD, arguments.reward_steps, device=arguments.device)
             case "referee":
-                train_reward(arguments.folder, REFEREE, arguments.reward_steps, device=arguments.device)
+                train_reward(arguments.folder, REFEREE, arguments.referee_steps, device=arguments.device)
             case "export":
                 export_weights(arguments.folder, arguments.weights)
             case _:

@@ -16,7 +16,7 @@ from workers.embedded.training import TrainingRun, has_fast_bfloat16, moved_to, 
 from workers.embedded.world import COLORS, NAMES, RELATIONS, SIZES, Description, build, random_description
 from workers.priors.embedded import EmbeddedConfig, EmbeddedPrior, TextEncoder, load_embedded_prior
 from workers.priors.embedded_unet import TextChoices
-from workers.weights import EMBEDDED_PRIOR
+from workers.weights import EMBEDDED_PRIOR, EMBEDDED_WEAK_PRIOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ __all__ = [
     "SlotsAndUNet",
     "described",
     "new_prior",
-    "take_up_shipped",
+    "take_up_shipped_prior",
     "train_prior",
     "train_text",
 ]
@@ -171,14 +171,16 @@ def train_prior(folder: Path, steps: int, batch: int = 32, device: str = "cpu") 
     return model
 
 
-def take_up_shipped(folder: Path) -> None:
-    """Write the shipped prior as both stages' checkpoints, as if it had been trained here, but with new optimizers."""
+def take_up_shipped_prior(folder: Path) -> None:
+    """Write the shipped priors as both stages' checkpoints, as if trained here, but with new optimizers."""
     shipped = load_embedded_prior(EMBEDDED_PRIOR).requires_grad_(True)
     stages = json.loads(EMBEDDED_PRIOR.with_suffix(".json").read_text())["stages"]
     runs = _text_run(folder, shipped.text_encoder, 0), _prior_run(folder, SlotsAndUNet(shipped), 0)
     for run in runs:
         run.take_up(stages[run.name])
         run.save()
+    weak = SlotsAndUNet(load_embedded_prior(EMBEDDED_WEAK_PRIOR)).state_dict()
+    torch.save({"ema": weak}, folder / f"prior-step{WEAK_STEP}.pt")
 
 
 def _text_run(folder: Path, encoder: TextEncoder, steps: int, batch: int = 96) -> TrainingRun:

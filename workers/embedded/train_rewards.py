@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -9,25 +10,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reward_models.embedded import NEXT, EmbeddedReward, EmbeddedRewardConfig, SlotLogits, match_score
+from reward_models.embedded import (
+    NEXT,
+    EmbeddedReward,
+    EmbeddedRewardConfig,
+    SlotLogits,
+    load_embedded_reward,
+    match_score,
+)
 from workers.cameras import Cameras
 from workers.diffusion import alpha_sigma, clamp_latents, guide
 from workers.embedded.captions import random_caption, vocabulary
 from workers.embedded.damage import damaged, weathered
 from workers.embedded.dataset import NO_COLOR, VIEWS, Batch, Pictures
 from workers.embedded.outputs import Outputs
+from workers.embedded.preference_pairs import PAIR_KINDS, draw_pair
 from workers.embedded.train_prior import choices_of, described, noun_classes
 from workers.embedded.trained import averaged_prior, weak_prior
 from workers.embedded.training import TrainingRun, has_fast_bfloat16, muon
 from workers.embedded.world import COLORS, NAMES, RELATIONS, random_description
 from workers.priors.rgba import latents_to_image
+from workers.weights import EMBEDDED_REWARDS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from workers.priors.embedded import EmbeddedPrior
 
-__all__ = ["REFEREE", "REWARD", "RewardRecipe", "new_reward", "train_reward"]
+__all__ = ["REFEREE", "REWARD", "RewardRecipe", "new_reward", "take_up_shipped_reward", "train_reward"]
 
 
 class RewardRecipe(NamedTuple):
@@ -62,23 +72,10 @@ def new_reward(recipe: RewardRecipe) -> EmbeddedReward:
 def train_reward(
     folder: Path, recipe: RewardRecipe, steps: int, batch: int = 32, device: str = "cpu"
 ) -> EmbeddedReward:
-    """Train a reward on painted, weathered and damaged pictures and real outputs, its reader on captions."""
+    """Train a reward on painted, weathered and damaged pictures, pairs and real outputs, its reader on captions."""
     torch.manual_seed(recipe.seed)
     reward = new_reward(recipe).to(device)
-    hidden = [p for name, p in reward.named_parameters() if ".layers." in name and p.ndim == 2]
-    rest = [p for p in reward.parameters() if all(p is not one for one in hidden)]
-    optimizers = [muon(hidden), torch.optim.AdamW(rest, 1e-3, (0.9, 0.98), weight_decay=0.02)]
-    run = TrainingRun(
-        recipe.stage,
-        folder,
-        reward,
-        optimizers,
-        steps,
-        batch,
-        recipe.seed,
-        torch.Generator().manual_seed(recipe.seed),
-        ema_decay=0.998,
-    )
+    run = _reward_run(folder, recipe, reward, steps, batch)
     pictures = Pictures(folder / recipe.pictures)
     comparisons = _Comparisons.load(folder, device) if recipe.compares else None
     fast = has_fast_bfloat16(device)
@@ -87,8 +84,10 @@ def train_reward(
         painted = pictures.sample(batch, run.generator)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast):
             viewed, numbers = _viewer_loss(reward, painted, run.generator)
-            read, read_numbers = _reader_loss(reward, np.random.default_rng((recipe.seed, step)), 2 * batch)
-            value, numbers = viewed + read, numbers | read_numbers
+            rng = np.random.default_rng((recipe.seed, step))
+            read, read_numbers = _reader_loss(reward, rng, 2 * batch)
+            preferred, pair_numbers = _pairs_loss(reward, rng, batch // 2)
+            value, numbers = viewed + read + preferred, numbers | read_numbers | pair_numbers
             if comparisons is not None:
                 compared, compared_numbers = comparisons.loss(reward, painted, run.generator)
                 value, numbers = value + compared, numbers | compared_numbers
@@ -96,6 +95,33 @@ def train_reward(
 
     run.fit(loss)
     return reward
+
+
+def take_up_shipped_reward(folder: Path, recipe: RewardRecipe) -> None:
+    """Write a shipped reward as its stage's checkpoint, as if it had been trained here, but with new optimizers."""
+    weights = EMBEDDED_REWARDS[recipe.name]
+    reward = load_embedded_reward(weights).requires_grad_(True)
+    run = _reward_run(folder, recipe, reward, 0)
+    run.take_up(json.loads(weights.with_suffix(".json").read_text())["stages"][recipe.stage])
+    run.save()
+
+
+def _reward_run(
+    folder: Path, recipe: RewardRecipe, reward: EmbeddedReward, steps: int, batch: int = 32
+) -> TrainingRun:
+    hidden = [p for name, p in reward.named_parameters() if ".layers." in name and p.ndim == 2]
+    rest = [p for p in reward.parameters() if all(p is not one for one in hidden)]
+    return TrainingRun(
+        recipe.stage,
+        folder,
+        reward,
+        [muon(hidden), torch.optim.AdamW(rest, 1e-3, (0.9, 0.98), weight_decay=0.02)],
+        steps,
+        batch,
+        recipe.seed,
+        torch.Generator().manual_seed(recipe.seed),
+        ema_decay=0.998,
+    )
 
 
 def _viewer_loss(
@@ -195,6 +221,21 @@ def _margin(reward: EmbeddedReward, better: Tensor, worse: Tensor, wanted: SlotL
     twice = SlotLogits(*(torch.cat([x, x]).to(device) for x in wanted))
     score = match_score(twice, seen) + F.logsigmoid(soundness).sum(1)
     return score[: len(better)] - score[len(better) :]
+
+
+def _pairs_loss(
+    reward: EmbeddedReward, rng: np.random.Generator, count: int
+) -> tuple[Tensor, dict[str, float]]:
+    """−log σ(r_better − r_worse) (Bradley–Terry) on true and altered pictures of trained combinations, all kinds."""
+    pairs = [draw_pair(str(kind), rng, held_out=False) for kind in rng.choice(PAIR_KINDS, count)]
+    prompts = [pair.prompt for pair in pairs]
+    device = reward.reader.queries.device
+    better, worse = (
+        reward.score(torch.stack(images).to(device), prompts).mean(1)
+        for images in ([pair.better for pair in pairs], [pair.worse for pair in pairs])
+    )
+    margin = better - worse
+    return F.softplus(-margin).mean(), {"pairs_right": (margin > 0).float().mean().item()}
 
 
 def _reader_loss(

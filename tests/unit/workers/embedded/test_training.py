@@ -15,7 +15,7 @@ from workers.embedded.train_prior import (
     WEAK_STEP,
     SlotsAndUNet,
     new_prior,
-    take_up_shipped,
+    take_up_shipped_prior,
     train_prior,
     train_text,
 )
@@ -98,7 +98,7 @@ def untrained_priors(folder: Path) -> None:
 
 def test_the_shipped_prior_is_trained_on_from_where_its_record_ends(pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path, dirs_exist_ok=True)
-    take_up_shipped(tmp_path)
+    take_up_shipped_prior(tmp_path)
     export_weights(tmp_path, tmp_path / "weights")
     assert (tmp_path / "weights" / EMBEDDED_PRIOR.name).read_bytes() == EMBEDDED_PRIOR.read_bytes()
     taken_up = curve(tmp_path, "prior")
