@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from workers.embedded.world import SHAPES
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["best_of_table", "comparison_table", "contact_sheet", "interval", "truth_table"]
+__all__ = ["best_of_table", "comparison_table", "contact_sheet", "interval", "shape_table", "truth_table"]
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
@@ -23,7 +25,10 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
 
 
 def truth_table(lines: list[dict[str, Any]]) -> str:
-    """Write one Markdown row per arm and kind of prompt."""
+    """Write one Markdown row per arm and kind of prompt.
+
+    Intervals resample prompts, as seeds of one prompt are no independent evidence.
+    """
     rows = [
         "| arm | prompts | right | 95 % interval | silhouette IoU, mean (least) | mean F-score | median CPU s |",
         "|---|---|---|---|---|---|---|",
@@ -33,8 +38,8 @@ def truth_table(lines: list[dict[str, Any]]) -> str:
             chosen = [line for line in lines if (line["arm"], line["kind"]) == (arm, kind)]
             if not chosen:
                 continue
-            right = [float(line["right"]) for line in chosen]
-            low, high = interval(right)
+            right = [line["right"] for line in chosen]
+            low, high = interval(list(_by_prompt(chosen, "right").values()))
             iou = _by_prompt(chosen, "silhouette_iou")
             rows.append(
                 f"| {arm} | {kind} | {sum(right):.0f} of {len(right)} ({np.mean(right):.0%}) "
@@ -42,6 +47,19 @@ def truth_table(lines: list[dict[str, Any]]) -> str:
                 f"| {np.mean([line['f_score'] for line in chosen]):.2f} "
                 f"| {np.median([line['cpu_s'] for line in chosen]):.0f} |"
             )
+    return "\n".join(rows)
+
+
+def shape_table(lines: list[dict[str, Any]]) -> str:
+    """Write one Markdown row per arm: of the pairs with a cube, with a sphere and so on, how many are right."""
+    rows = [f"| arm, pairs with a | {' | '.join(SHAPES)} |", "|---" * (len(SHAPES) + 1) + "|"]
+    pairs = [line for line in lines if line["kind"] == "pair"]
+    for arm in dict.fromkeys(line["arm"] for line in pairs):
+        cells = []
+        for shape in SHAPES:
+            right = [x["right"] for x in pairs if x["arm"] == arm and shape in x["prompt"].split()]
+            cells.append(f"{sum(right)} of {len(right)}")
+        rows.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -54,10 +72,7 @@ def _by_prompt(lines: list[dict[str, Any]], number: str) -> dict[str, float]:
 def comparison_table(
     lines: list[dict[str, Any]], baseline: str, arms: Sequence[str], numbers: Sequence[str]
 ) -> str:
-    """Compare arms with a baseline on the same prompts and seeds: mean difference, its interval, share of wins.
-
-    The interval resamples prompts, as seeds of one prompt are no independent evidence.
-    """
+    """Compare arms with a baseline on the same prompts and seeds: mean difference, its interval, share of wins."""
     rows = [
         f"| arm against {baseline} | number | mean difference | 95 % interval | wins | objects |",
         "|---|---|---|---|---|---|",

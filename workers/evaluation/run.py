@@ -29,7 +29,13 @@ from workers.embedded.preference_pairs import PAIR_KINDS, pair_accuracy
 from workers.evaluation.arms import SUITES, Arm, Case
 from workers.evaluation.objects import make_object
 from workers.evaluation.prompts import everyday_objects, held_out_pairs, kind_of, single_shapes
-from workers.evaluation.report import best_of_table, comparison_table, contact_sheet, truth_table
+from workers.evaluation.report import (
+    best_of_table,
+    comparison_table,
+    contact_sheet,
+    shape_table,
+    truth_table,
+)
 from workers.networks import Networks, hold_embedded_prior, load_networks
 from workers.priors.embedded import load_embedded_prior
 from workers.weights import (
@@ -167,7 +173,7 @@ def main() -> None:
     ]
     lines_file = arguments.lines or arguments.folder / "results.jsonl"
     lines = evaluate(cases, arguments.folder, lines_file, arguments.processes)
-    text = truth_table(lines)
+    text = truth_table(lines) + "\n\n" + shape_table(lines)
     if len(arms) > 1:
         numbers = [
             "right",

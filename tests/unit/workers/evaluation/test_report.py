@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from workers.embedded.world import SHAPES
 from workers.evaluation.report import (
     best_of_table,
     comparison_table,
     contact_sheet,
     interval,
+    shape_table,
     truth_table,
 )
 
@@ -89,6 +91,15 @@ def test_the_truth_table_tells_mean_and_least_over_prompts() -> None:
     row = cells(truth_table(lines))
     assert row[:3] == ["sds", "pair", "2 of 3 (67%)"]
     assert row[4] == "0.700 (0.600)"
+
+
+def test_the_shape_table_counts_the_pairs_that_hold_a_shape() -> None:
+    lines = [
+        line("sds", "a red cube next to a blue torus", 0, 0.9),
+        line("sds", "a red torus on top of a blue torus", 0, 0.9, right=False),
+    ]
+    row = dict(zip(SHAPES, cells(shape_table(lines))[1:], strict=True))
+    assert (row["cube"], row["torus"], row["egg"]) == ("1 of 1", "1 of 2", "0 of 0")
 
 
 def test_the_contact_sheet_shows_every_object(tmp_path: Any) -> None:
