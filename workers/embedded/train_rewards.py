@@ -24,7 +24,7 @@ from workers.embedded.captions import random_caption, vocabulary
 from workers.embedded.damage import damaged, weathered
 from workers.embedded.dataset import NO_COLOR, VIEWS, Batch, Pictures
 from workers.embedded.outputs import Outputs
-from workers.embedded.preference_pairs import PAIR_KINDS, draw_pair
+from workers.embedded.preference_pairs import PAIR_KINDS, PreferencePair, draw_pair
 from workers.embedded.train_prior import choices_of, described, noun_classes
 from workers.embedded.trained import averaged_prior, weak_prior
 from workers.embedded.training import TrainingRun, has_fast_bfloat16, muon
@@ -82,11 +82,12 @@ def train_reward(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         painted = pictures.sample(batch, run.generator)
+        rng = np.random.default_rng((recipe.seed, step))
+        pairs = [draw_pair(str(kind), rng, held_out=False) for kind in rng.choice(PAIR_KINDS, batch // 2)]
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast):
             viewed, numbers = _viewer_loss(reward, painted, run.generator)
-            rng = np.random.default_rng((recipe.seed, step))
             read, read_numbers = _reader_loss(reward, rng, 2 * batch)
-            preferred, pair_numbers = _pairs_loss(reward, rng, batch // 2)
+            preferred, pair_numbers = _pairs_loss(reward, pairs)
             value, numbers = viewed + read + preferred, numbers | read_numbers | pair_numbers
             if comparisons is not None:
                 compared, compared_numbers = comparisons.loss(reward, painted, run.generator)
@@ -223,11 +224,8 @@ def _margin(reward: EmbeddedReward, better: Tensor, worse: Tensor, wanted: SlotL
     return score[: len(better)] - score[len(better) :]
 
 
-def _pairs_loss(
-    reward: EmbeddedReward, rng: np.random.Generator, count: int
-) -> tuple[Tensor, dict[str, float]]:
-    """−log σ(r_better − r_worse) (Bradley–Terry) on true and altered pictures of trained combinations, all kinds."""
-    pairs = [draw_pair(str(kind), rng, held_out=False) for kind in rng.choice(PAIR_KINDS, count)]
+def _pairs_loss(reward: EmbeddedReward, pairs: list[PreferencePair]) -> tuple[Tensor, dict[str, float]]:
+    """−log σ(r_better − r_worse) (Bradley–Terry) on true and altered pictures."""
     prompts = [pair.prompt for pair in pairs]
     device = reward.reader.queries.device
     better, worse = (
