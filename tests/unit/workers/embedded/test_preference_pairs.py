@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from reward_models.contracts import RewardCard
+from workers.embedded import preference_pairs
 from workers.embedded.preference_pairs import PAIR_KINDS, draw_pair, held_out_description, pair_accuracy
-from workers.embedded.world import is_held_out
+from workers.embedded.truth import Truth
+from workers.embedded.world import Description, is_held_out
 
 
 def differing_views(kind: str, seed: int) -> list[bool]:
@@ -30,6 +32,24 @@ def test_every_pair_was_held_out_of_training() -> None:
     rng = np.random.default_rng(0)
     descriptions = [held_out_description(rng) for _ in range(50)]
     assert all(d.b is not None and is_held_out(d.a, d.b) for d in descriptions)
+
+
+@pytest.mark.parametrize("kind", PAIR_KINDS)
+def test_a_pair_for_training_shows_no_combination_that_was_held_out(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+
+    def watched(description: Description, rng: np.random.Generator) -> Truth:
+        shown.append(description)
+        return Truth(description, rng)
+
+    monkeypatch.setattr(preference_pairs, "Truth", watched)
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        draw_pair(kind, rng, held_out=False)
+    assert len(shown) == 50
+    assert not any(d.b is None or is_held_out(d.a, d.b) for d in shown)
 
 
 class Brightest:

@@ -19,10 +19,10 @@ from workers.embedded.train_prior import (
     train_prior,
     train_text,
 )
-from workers.embedded.train_rewards import REFEREE, REWARD, train_reward
+from workers.embedded.train_rewards import REFEREE, REWARD, RewardRecipe, take_up_shipped_reward, train_reward
 from workers.embedded.trained import averaged_prior, weak_prior
 from workers.embedded.training import TrainingRun
-from workers.weights import EMBEDDED_PRIOR
+from workers.weights import EMBEDDED_PRIOR, EMBEDDED_REWARDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,6 +105,22 @@ def test_the_shipped_prior_is_trained_on_from_where_its_record_ends(pictures: Pa
     train_prior(tmp_path, int(taken_up[-1]["step"]) + 1)
     assert curve(tmp_path, "prior")[:-1] == taken_up
     assert curve(tmp_path, "prior")[-1]["loss"] < 0.1
+
+
+@pytest.mark.parametrize("recipe", [REWARD, REFEREE], ids=lambda recipe: recipe.stage)
+def test_a_shipped_reward_is_trained_on_from_where_its_record_ends(
+    pictures: Path, tmp_path: Path, recipe: RewardRecipe
+) -> None:
+    shutil.copytree(pictures, tmp_path, dirs_exist_ok=True)
+    take_up_shipped_reward(tmp_path, recipe)
+    export_weights(tmp_path, tmp_path / "weights")
+    shipped = EMBEDDED_REWARDS[recipe.name]
+    assert (tmp_path / "weights" / shipped.name).read_bytes() == shipped.read_bytes()
+    taken_up = curve(tmp_path, recipe.stage)
+    take_up_shipped_prior(tmp_path)
+    train_reward(tmp_path, recipe, int(taken_up[-1]["step"]) + 1)
+    assert curve(tmp_path, recipe.stage)[:-1] == taken_up
+    assert curve(tmp_path, recipe.stage)[-1]["pairs_right"] > 0.75
 
 
 def test_a_reward_that_steers_learns_also_from_comparisons(pictures: Path, tmp_path: Path) -> None:
