@@ -142,7 +142,7 @@ def test_a_reward_that_steers_learns_also_from_comparisons(pictures: Path, tmp_p
 def test_the_referee_learns_from_single_views(pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path, dirs_exist_ok=True)
     referee = train_reward(tmp_path, REFEREE, steps=60, batch=8)
-    assert curve(tmp_path, "referee")[-1]["loss"] < 13
+    assert curve(tmp_path, "referee")[-1]["loss"] < 14
     assert referee.score(torch.rand(1, 4, 3, 32, 32), ["a red cube"]).shape == (1, 4)
 
 
