@@ -152,14 +152,23 @@ class Pictures:
     def __len__(self) -> int:
         return len(self._columns["relation"])
 
-    def sample(self, count: int, generator: torch.Generator, ring_stacks: float = 1.0) -> Batch:
+    @property
+    def ring_stacks(self) -> Tensor:
+        """(len,) bool: stacks of two things of which one at least is a ring."""
+        stacked = self._columns["relation"] == RELATIONS.index("on")
+        return stacked & (self._columns["names"] == NAMES.index("torus")).any(1)
+
+    @property
+    def elevation_deg(self) -> Tensor:
+        """(len,) of the cameras."""
+        return self._columns["angles_deg"][:, 1]
+
+    def sample(self, count: int, generator: torch.Generator, shares: Tensor | None = None) -> Batch:
         """Draw and paint `count` pictures; no held-out combination of shapes and colors is ever painted.
 
-        Stacks with a ring are drawn `ring_stacks` times as often as anything else.
+        `shares` (len,) says how often each is drawn, relative to the others; by default all alike.
         """
-        stacked = self._columns["relation"] == RELATIONS.index("on")
-        ringed = stacked & (self._columns["names"] == NAMES.index("torus")).any(1)
-        shares = torch.where(ringed, ring_stacks, 1.0)
+        shares = torch.ones(len(self)) if shares is None else shares
         rows = torch.multinomial(shares, count, replacement=True, generator=generator)
         return self.paint(rows, generator)
 

@@ -37,6 +37,8 @@ WEAK_STEP = 400
 """The weak prior of evaluations: 12,800 pictures, an early checkpoint where preference has more to gain."""
 RING_STACKS = 3.0
 """Rings in stacks are the hardest to draw (holes close, flanks straighten): they are shown this many times as often."""
+STEEP_RING_STACKS, STEEP_DEG = 9.0, 40.0
+"""How often from where the holes are seen, steeply from above or below."""
 
 
 def new_prior() -> EmbeddedPrior:
@@ -150,10 +152,12 @@ def train_prior(folder: Path, steps: int, batch: int = 32, device: str = "cpu") 
     model = SlotsAndUNet(prior)
     run = _prior_run(folder, model, steps, batch)
     pictures = Pictures(folder / "pictures")
+    steep = pictures.elevation_deg.abs() > STEEP_DEG
+    shares = torch.where(pictures.ring_stacks, torch.where(steep, STEEP_RING_STACKS, RING_STACKS), 1.0)
     fast = has_fast_bfloat16(device)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        painted = pictures.sample(batch, run.generator, RING_STACKS)
+        painted = pictures.sample(batch, run.generator, shares)
         draw = torch.rand(batch, generator=run.generator)
         time_ = 0.01 + 0.98 * (torch.arange(batch) + draw) / batch
         noise = torch.randn(painted.latents.shape, generator=run.generator)
