@@ -22,6 +22,7 @@ from workers.embedded.train_prior import (
 from workers.embedded.train_rewards import REFEREE, REWARD, RewardRecipe, take_up_shipped_reward, train_reward
 from workers.embedded.trained import averaged_prior, weak_prior
 from workers.embedded.training import TrainingRun
+from workers.embedded.world import NAMES, RELATIONS
 from workers.weights import EMBEDDED_PRIOR, EMBEDDED_REWARDS
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     render_pictures(folder / "pictures", 100, seed=0)
     render_pictures(folder / "referee", 60, seed=1)
     return folder
+
+
+def test_pictures_are_drawn_by_their_shares(pictures: Path) -> None:
+    drawn_from = Pictures(pictures / "pictures")
+    assert 0 < drawn_from.ring_stacks.sum() < len(drawn_from) / 2
+    drawn = drawn_from.sample(32, torch.Generator().manual_seed(0), drawn_from.ring_stacks.float())
+    assert (drawn.names == NAMES.index("torus")).any(1).all()
+    assert (drawn.relation == RELATIONS.index("on")).all()
 
 
 STEPS = 200
