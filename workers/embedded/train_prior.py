@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -178,11 +177,8 @@ def train_prior(folder: Path, steps: int, batch: int = 32, device: str = "cpu") 
 def take_up_shipped_prior(folder: Path) -> None:
     """Write the shipped priors as both stages' checkpoints, as if trained here, but with new optimizers."""
     shipped = load_embedded_prior(EMBEDDED_PRIOR).requires_grad_(True)
-    stages = json.loads(EMBEDDED_PRIOR.with_suffix(".json").read_text())["stages"]
-    runs = _text_run(folder, shipped.text_encoder, 0), _prior_run(folder, SlotsAndUNet(shipped), 0)
-    for run in runs:
-        run.take_up(stages[run.name])
-        run.save()
+    _text_run(folder, shipped.text_encoder, 0).take_up(EMBEDDED_PRIOR)
+    _prior_run(folder, SlotsAndUNet(shipped), 0).take_up(EMBEDDED_PRIOR)
     weak = SlotsAndUNet(load_embedded_prior(EMBEDDED_WEAK_PRIOR)).state_dict()
     torch.save({"ema": weak}, folder / f"prior-step{WEAK_STEP}.pt")
 

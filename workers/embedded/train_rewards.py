@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -102,9 +101,7 @@ def take_up_shipped_reward(folder: Path, recipe: RewardRecipe) -> None:
     """Write a shipped reward as its stage's checkpoint, as if it had been trained here, but with new optimizers."""
     weights = EMBEDDED_REWARDS[recipe.name]
     reward = load_embedded_reward(weights).requires_grad_(True)
-    run = _reward_run(folder, recipe, reward, 0)
-    run.take_up(json.loads(weights.with_suffix(".json").read_text())["stages"][recipe.stage])
-    run.save()
+    _reward_run(folder, recipe, reward, 0).take_up(weights)
 
 
 def _reward_run(

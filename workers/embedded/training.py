@@ -101,9 +101,11 @@ class TrainingRun:
         for name, value in self.model.state_dict().items():
             self.ema[name].lerp_(value, 1 - decay)
 
-    def take_up(self, record: dict[str, Any]) -> None:
-        """Count the model's weights as those of an earlier run, which has this training record."""
+    def take_up(self, weights: Path) -> None:
+        """Save the model, loaded from a shipped file, as this run at the end of the file's training record."""
+        record = json.loads(weights.with_suffix(".json").read_text())["stages"][self.name]
         self.step, self.seconds, self.curve = record["steps"], 60 * record["minutes"], record["curve"]
+        self.save()
 
     def save(self) -> None:
         """Write the whole state beside the last one, then replace it."""
