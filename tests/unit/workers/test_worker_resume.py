@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +151,7 @@ def test_a_worker_frozen_past_its_lease_writes_nothing_more_when_it_thaws(tmp_pa
     frozen = start_worker(tmp_path, "frozen", lease_s=LEASE_S)
     wait_until(lambda: len(list(tmp_path.rglob("*.safetensors"))) > 1)  # so the row names the first
     assert frozen.pid is not None
-    os.kill(frozen.pid, signal.SIGSTOP)
+    freeze_between_transactions(frozen.pid, tmp_path / "jobs.sqlite3")
     frozen_at = datetime.now(UTC)
     (job,) = service.finish(job_id)  # another one takes it over when the lease runs out
     os.kill(frozen.pid, signal.SIGCONT)
@@ -161,6 +163,20 @@ def test_a_worker_frozen_past_its_lease_writes_nothing_more_when_it_thaws(tmp_pa
     assert silent_s < LEASE_S + SLACK_S, "the lease bounds how long a frozen worker keeps its job"
     assert resumed["resumed_from_step"] > 0
     assert service.job(job_id) == job
+
+
+def freeze_between_transactions(pid: int, database: Path) -> None:
+    """Stop a process while it does not hold SQLite's one lock for writing: everybody else would wait for it."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        with closing(sqlite3.connect(database, timeout=0.5, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(0.05)
+            else:
+                return
 
 
 def wait_until(done: Callable[[], bool]) -> None:
