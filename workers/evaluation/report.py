@@ -103,7 +103,8 @@ def best_of_table(lines: list[dict[str, Any]], reward: str, numbers: Sequence[st
     ]
     for arm in dict.fromkeys(line["arm"] for line in lines):
         of_arm = [line for line in lines if line["arm"] == arm]
-        by_prompt = {p: [x for x in of_arm if x["prompt"] == p] for p in {x["prompt"] for x in of_arm}}
+        prompts = dict.fromkeys(line["prompt"] for line in of_arm)
+        by_prompt = {p: [line for line in of_arm if line["prompt"] == p] for p in prompts}
         several = [group for group in by_prompt.values() if len(group) > 1]
         for number in numbers if several else ():
             gains = []
