@@ -97,7 +97,7 @@ class CameraRig:
     elevation_deg: tuple[float, float] = (-60.0, 80.0)
     moderate_elevation_deg: tuple[float, float] = (0.0, 35.0)
     moderate_share: float = 0.25
-    """How often the elevation comes from the moderate range, which people look from; steep views open rings."""
+    """How often the elevation comes from the moderate range, which people look from; more, and rings stay closed."""
     distance: float = 3.6
     fov_y_deg: float = 40.0
 

@@ -39,11 +39,11 @@ def truth_table(lines: list[dict[str, Any]]) -> str:
             if not chosen:
                 continue
             right = [line["right"] for line in chosen]
-            low, high = interval(list(_by_prompt(chosen, "right").values()))
-            iou = _by_prompt(chosen, "silhouette_iou")
+            low, high = interval(_prompt_means(chosen, "right"))
+            iou = _prompt_means(chosen, "silhouette_iou")
             rows.append(
                 f"| {arm} | {kind} | {sum(right):.0f} of {len(right)} ({np.mean(right):.0%}) "
-                f"| {low:.0%} – {high:.0%} | {np.mean(list(iou.values())):.3f} ({min(iou.values()):.3f}) "
+                f"| {low:.0%} – {high:.0%} | {np.mean(iou):.3f} ({min(iou):.3f}) "
                 f"| {np.mean([line['f_score'] for line in chosen]):.2f} "
                 f"| {np.median([line['cpu_s'] for line in chosen]):.0f} |"
             )
@@ -63,10 +63,17 @@ def shape_table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def _by_prompt(lines: list[dict[str, Any]], number: str) -> dict[str, float]:
-    """Mean over seeds, by prompt."""
-    prompts = dict.fromkeys(line["prompt"] for line in lines)
-    return {p: float(np.mean([line[number] for line in lines if line["prompt"] == p])) for p in prompts}
+def _by_prompt(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Lines of one prompt together, prompts in their order."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault(line["prompt"], []).append(line)
+    return groups
+
+
+def _prompt_means(lines: list[dict[str, Any]], number: str) -> list[float]:
+    """Mean over seeds, of each prompt."""
+    return [float(np.mean([line[number] for line in group])) for group in _by_prompt(lines).values()]
 
 
 def comparison_table(
@@ -103,9 +110,7 @@ def best_of_table(lines: list[dict[str, Any]], reward: str, numbers: Sequence[st
     ]
     for arm in dict.fromkeys(line["arm"] for line in lines):
         of_arm = [line for line in lines if line["arm"] == arm]
-        prompts = dict.fromkeys(line["prompt"] for line in of_arm)
-        by_prompt = {p: [line for line in of_arm if line["prompt"] == p] for p in prompts}
-        several = [group for group in by_prompt.values() if len(group) > 1]
+        several = [group for group in _by_prompt(of_arm).values() if len(group) > 1]
         for number in numbers if several else ():
             gains = []
             for group in several:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from service.jobs.webhook_signing import new_secret, sign
 from service.jobs.webhooks import WebhookStore
 from service.webhook_connector import Connector
 from service.webhook_delivery import deliver_due
+from tests import waiting
 from tests.unit.service.jobs.job_samples import spec_of
 from tests.unit.service.webhook_receivers import Received, Receiver, verify
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 OWNER = "local"
+wait_until = functools.partial(waiting.wait_until, timeout_s=20, every_s=0.05)
 SENDER = """
 import sys
 from service.jobs.database import Database
@@ -218,17 +221,17 @@ def test_a_frontend_delivers_by_itself_and_a_jobs_own_webhook_ends_to_end(
         lease = store.claim("worker")
         assert lease is not None
         finish(lease)
-        _wait_until(lambda: bool(receiver.received))
+        wait_until(lambda: bool(receiver.received))
         (got,) = receiver.received
         assert verify(secret["secret"], got)
         payload = json.loads(got.body)
         assert payload["type"] == "job.succeeded"
         assert (payload["data"]["job_id"], payload["data"]["metadata"]) == (job.json()["id"], {"k": "v"})
         log = f"/v1/webhooks/{secret['id']}/deliveries"
-        _wait_until(lambda: http.get(log).json()["items"][0]["status"] == "delivered")
+        wait_until(lambda: http.get(log).json()["items"][0]["status"] == "delivered")
         message = http.get(log).json()["items"][0]
         assert http.post(f"{log}/{message['id']}/replay").status_code == 202
-        _wait_until(lambda: len(receiver.received) == 2)
+        wait_until(lambda: len(receiver.received) == 2)
     assert _ids(receiver.received) == [message["id"]] * 2
 
 
@@ -243,10 +246,3 @@ def test_a_job_that_is_canceled_is_told_too(
 
 def _ids(received: list[Received]) -> list[str]:
     return [got.headers["webhook-id"] for got in received]
-
-
-def _wait_until(true: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.05)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
+from tests import waiting
 from tests.bench.utilization import uses
 from tests.unit.workers.small_workers import Service
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 pytestmark = pytest.mark.slow
+wait_until = functools.partial(waiting.wait_until, timeout_s=120, every_s=0.02)
 
 
 class Counted(NamedTuple):
@@ -31,13 +31,6 @@ def counted(thread: threading.Thread) -> Counted:
     return Counted(time.monotonic(), sum(map(int, statistics[:2])) / 1e9)
 
 
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_utilization_is_what_the_kernel_counted(tmp_path: Path) -> None:
     service = Service(tmp_path, slots_per_worker=1, report_interval_s=1, checkpoint_interval_s=60)
     worker = service.worker()
@@ -46,8 +39,8 @@ def test_utilization_is_what_the_kernel_counted(tmp_path: Path) -> None:
 
     def do(steps: int) -> None:
         job_id = service.submit(steps=steps)
-        wait_for(lambda: service.job(job_id)["status"] == "succeeded")
-        wait_for(lambda: worker.state == "idle")
+        wait_until(lambda: service.job(job_id)["status"] == "succeeded")
+        wait_until(lambda: worker.state == "idle")
         time.sleep(0.5)  # what it did is told when it begins to idle
 
     try:

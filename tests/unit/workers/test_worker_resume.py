@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import multiprocessing
 import os
 import random
 import signal
 import sqlite3
-import time
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,10 @@ import pytest
 
 from service.jobs.objects import checkpoint_key
 from service.jobs.tallies import Total
+from tests import waiting
 from tests.unit.workers.small_workers import Service, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 STEPS = 60
@@ -29,6 +29,7 @@ LONG = 300
 LEASE_S, SLACK_S = 2.0, 15.0
 """A short lease, and how late a busy machine may look whether it has run out."""
 NUM_KILLS, NUM_KILLED_JOBS = 50, 4
+wait_until = functools.partial(waiting.wait_until, timeout_s=60, every_s=0.02)
 
 
 def undisturbed_field(folder: Path, steps: int = STEPS, **fields: Any) -> str:
@@ -167,23 +168,18 @@ def test_a_worker_frozen_past_its_lease_writes_nothing_more_when_it_thaws(tmp_pa
 
 def freeze_between_transactions(pid: int, database: Path) -> None:
     """Stop a process while it does not hold SQLite's one lock for writing: everybody else would wait for it."""
-    while True:
+
+    def frozen() -> bool:
         os.kill(pid, signal.SIGSTOP)
         with closing(sqlite3.connect(database, timeout=0.5, isolation_level=None)) as connection:
             try:
                 connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError:
                 os.kill(pid, signal.SIGCONT)
-                time.sleep(0.05)
-            else:
-                return
+                return False
+        return True
 
-
-def wait_until(done: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_until(frozen)
 
 
 def fenced_writes(service: Service) -> float:
