@@ -148,6 +148,7 @@ class Pictures:
         self._held_out = torch.from_numpy(_held_out_table())
         palette = np.array([PALETTE[color] for color in COLORS], np.float32) / 255
         self._palette = torch.from_numpy(palette)
+        self._alike = torch.cdist(self._palette, self._palette).argsort(1)
 
     def __len__(self) -> int:
         return len(self._columns["relation"])
@@ -163,31 +164,38 @@ class Pictures:
         """(len,) of the cameras."""
         return self._columns["angles_deg"][:, 1]
 
-    def sample(self, count: int, generator: torch.Generator, shares: Tensor | None = None) -> Batch:
+    def sample(
+        self, count: int, generator: torch.Generator, shares: Tensor | None = None, alike: float = 0.0
+    ) -> Batch:
         """Draw and paint `count` pictures; no held-out combination of shapes and colors is ever painted.
 
-        `shares` (len,) says how often each is drawn, relative to the others; by default all alike.
+        `shares` (len,) says how often each is drawn, relative to the others; by default all the same. `alike` is
+        the share of pictures whose two things get one color (half of them) or two that are near each other.
         """
         shares = torch.ones(len(self)) if shares is None else shares
         rows = torch.multinomial(shares, count, replacement=True, generator=generator)
-        return self.paint(rows, generator)
+        return self.paint(rows, generator, alike)
 
-    def paint(self, rows: Tensor, generator: torch.Generator) -> Batch:
+    def paint(self, rows: Tensor, generator: torch.Generator, alike: float = 0.0) -> Batch:
         """Paint the geometries `rows` (N,) in random allowed colors."""
         c = {field: column[rows] for field, column in self._columns.items()}
         names = c["names"].long()
-        colors, accents = self._draw_colors(names, generator)
+        colors, accents = self._draw_colors(names, generator, alike)
         rgb = self._part_colors(names, colors, accents, c, generator)
         latents = compose(c["part_ids"].long(), c["shades"], rgb)
         cameras = group_cameras(c["angles_deg"])
         sizes, relation = c["sizes"].long(), c["relation"].long()
         return Batch(latents, cameras, names, colors, accents, sizes, relation, c["boxes"])
 
-    def _draw_colors(self, names: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _draw_colors(self, names: Tensor, generator: torch.Generator, alike: float) -> tuple[Tensor, Tensor]:
         everyday = names >= len(NAMES) - len(EVERYDAY)
 
         def draw() -> Tensor:
             drawn = torch.randint(len(COLORS), names.shape, generator=generator)
+            if alike:
+                rank = torch.tensor([0, 0, 1, 2])[torch.randint(4, (len(names),), generator=generator)]
+                like_first = torch.rand(len(names), generator=generator) < alike
+                drawn[:, 1] = torch.where(like_first, self._alike[drawn[:, 0], rank], drawn[:, 1])
             unnamed = everyday & (torch.rand(names.shape, generator=generator) < 0.25)
             return torch.where(unnamed, NO_COLOR, drawn)
 

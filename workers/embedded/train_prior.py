@@ -38,6 +38,9 @@ RING_STACKS = 3.0
 """Rings in stacks are the hardest to draw (holes close, flanks straighten): they are shown this many times as often."""
 STEEP_RING_STACKS, STEEP_DEG = 9.0, 40.0
 """How often from where the holes are seen, steeply from above or below."""
+ALIKE = 0.5
+"""Share of the pairs whose things have one color or two that are near: what tells them apart adds little to the loss,
+and painted as chance has it a ring on a cube of its color had its hole filled."""
 
 
 def new_prior() -> EmbeddedPrior:
@@ -156,7 +159,7 @@ def train_prior(folder: Path, steps: int, batch: int = 32, device: str = "cpu") 
     fast = has_fast_bfloat16(device)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        painted = pictures.sample(batch, run.generator, shares)
+        painted = pictures.sample(batch, run.generator, shares, ALIKE)
         draw = torch.rand(batch, generator=run.generator)
         time_ = 0.01 + 0.98 * (torch.arange(batch) + draw) / batch
         noise = torch.randn(painted.latents.shape, generator=run.generator)
