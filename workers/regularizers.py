@@ -1,6 +1,6 @@
 """What a field is asked to be besides liked by the prior: pure functions, weighed by the field that uses them.
 
-The first two belong to the voxel grid. The four of a surface are those of MVDream-threestudio (`systems/mvdream.py`):
+The first three belong to the voxel grid. The four of a surface are those of MVDream-threestudio (`systems/mvdream.py`):
 orientation from Ref-NeRF, arXiv 2112.03907, equation 11; sparsity and opaqueness from threestudio; the variance of
 depth from HiFA, arXiv 2305.18766. Differs from the published code: a mean over no pixels is 0, not NaN.
 """
@@ -19,6 +19,7 @@ __all__ = [
     "Penalties",
     "backfacing",
     "depth_spread",
+    "filled_share",
     "opacity_ambiguity",
     "opaqueness",
     "orientation",
@@ -36,6 +37,11 @@ def total_variation(grid: Tensor) -> Tensor:
 def opacity_ambiguity(opacity: Tensor) -> Tensor:
     """mean α(1 − α): 0 when every pixel is either empty or covered, ¼ at most."""
     return (opacity * (1 - opacity)).mean()
+
+
+def filled_share(density: Tensor) -> Tensor:
+    """mean σ/(σ + 1) of densities per unit length: near 0 where there is haze only, near 1 where all is opaque."""
+    return (density / (density + 1)).mean()
 
 
 @dataclass(frozen=True, slots=True)

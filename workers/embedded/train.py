@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/embedded"), help="work folder")
     parser.add_argument("--weights", type=Path, default=EMBEDDED_PRIOR.parent, help="where export writes")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prior-steps", type=int, default=21_000, help="of 32 pictures each")
+    parser.add_argument("--prior-steps", type=int, default=26_000, help="of 32 pictures each")
     parser.add_argument(
         "--outputs", type=int, default=32, help="objects to optimize for the rewards' training"
     )
