@@ -10,6 +10,7 @@ from workers.regularizers import (
     Penalties,
     backfacing,
     depth_spread,
+    filled_share,
     opacity_ambiguity,
     opaqueness,
     orientation,
@@ -34,6 +35,15 @@ def test_ambiguity_is_greatest_for_half_covered_pixels() -> None:
     assert opacity_ambiguity(torch.tensor([0.0, 1.0])).item() == 0
     assert opacity_ambiguity(torch.tensor([0.5, 0.5])).item() == 0.25
     assert opacity_ambiguity(torch.tensor([0.1, 1.0])).item() == pytest.approx(0.045)
+
+
+def test_the_filled_share_counts_what_is_dense_and_pulls_at_haze() -> None:
+    density = torch.tensor([0.0, 1.0, 1e6], requires_grad=True)
+    share = filled_share(density)
+    assert share.item() == pytest.approx((0 + 0.5 + 1) / 3)
+    share.backward()
+    assert density.grad is not None
+    assert density.grad.tolist() == pytest.approx([1 / 3, 1 / 12, 0.0])
 
 
 def test_what_is_seen_from_behind_is_punished_by_the_square_of_its_slant() -> None:

@@ -117,7 +117,7 @@ def test_cleared_space_gets_no_gradient_and_comes_back_when_something_grows_near
     assert field.density(far).item() > 0
 
 
-def test_regularization_smooths_every_second_step_and_decides_pixels_in_the_second_half() -> None:
+def test_regularization_empties_smooths_every_second_step_and_decides_pixels_in_the_second_half() -> None:
     field = VoxelField(3, 3)
     with torch.no_grad():
         field.raw_density.zero_()
@@ -126,8 +126,10 @@ def test_regularization_smooths_every_second_step_and_decides_pixels_in_the_seco
         field.raw_color[0, 0, 0, 0, 0] = 5.4
     # Along an axis there are 18 differences; the middle makes two of 9, so a mean of 1. Of 54 in color, one of 5.4.
     smooth = 0.03 * 3 * 1.0 + 0.05 * 3 * 0.1
+    outer, middle = (25 * math.log1p(math.exp(raw)) for raw in (0.0, 9.0))
+    sparse = 0.01 * (26 * outer / (outer + 1) + middle / (middle + 1)) / 27
     for step, expected in [(0, 0.0), (1, smooth), (50, 0.02 * 0.1875), (51, 0.3 * smooth + 0.02 * 0.1875)]:
-        assert field.regularization(views_with(0.25), step, 100).item() == pytest.approx(expected)
+        assert field.regularization(views_with(0.25), step, 100).item() == pytest.approx(sparse + expected)
 
 
 def test_the_learning_rate_falls() -> None:
