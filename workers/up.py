@@ -202,6 +202,8 @@ def private_ray() -> Iterator[None]:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Of 5 s by default, after which Serve kills the proxy: on a busy machine it still imports then.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     # Despite its name: without it Ray's node is at the machine's address, and its servers listen everywhere.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
