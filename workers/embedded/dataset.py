@@ -177,7 +177,7 @@ class Pictures:
         return self.paint(rows, generator, alike)
 
     def paint(self, rows: Tensor, generator: torch.Generator, alike: float = 0.0) -> Batch:
-        """Paint the geometries `rows` (N,) in random allowed colors."""
+        """Paint the geometries `rows` (N,) in random allowed colors, of which `alike` says what it does in `sample`."""
         c = {field: column[rows] for field, column in self._columns.items()}
         names = c["names"].long()
         colors, accents = self._draw_colors(names, generator, alike)

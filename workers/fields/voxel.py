@@ -72,7 +72,7 @@ class VoxelField(nn.Module):
 
     def density(self, points: Tensor) -> Tensor:
         """(P, 3) positions → (P,) density per unit length; outside the box, that of the nearest face."""
-        return self.occupied(points) * (_DENSITY_SCALE * F.softplus(_trilinear(self.raw_density, points)[0]))
+        return self.occupied(points) * _density_of(_trilinear(self.raw_density, points)[0])
 
     def color(self, points: Tensor) -> Tensor:
         """(P, 3) positions → (P, 3) sRGB in [0, 1]."""
@@ -118,7 +118,7 @@ class VoxelField(nn.Module):
         half), and .02 · mean α(1 − α).
         """
         late = 2 * step >= steps_total
-        loss = _SPARSITY * filled_share(_DENSITY_SCALE * F.softplus(self.raw_density))
+        loss = _SPARSITY * filled_share(_density_of(self.raw_density))
         if step % 2 == 1:
             rough = _DENSITY_VARIATION * total_variation(self.raw_density)
             rough = rough + _COLOR_VARIATION * total_variation(self.raw_color)
@@ -147,6 +147,10 @@ class VoxelField(nn.Module):
         """Keep what lies within two nodes of density: one is what interpolation needs, one lets things grow."""
         raw = math.log(math.expm1(_CLEARED_DENSITY / _DENSITY_SCALE))
         self.occupancy = F.max_pool3d(self.raw_density, kernel_size=5, stride=1, padding=2)[0, 0] > raw
+
+
+def _density_of(raw: Tensor) -> Tensor:
+    return _DENSITY_SCALE * F.softplus(raw)
 
 
 def _trilinear(grid: Tensor, points: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from workers.embedded.train_prior import (
 from workers.embedded.train_rewards import REFEREE, REWARD, RewardRecipe, take_up_shipped_reward, train_reward
 from workers.embedded.trained import averaged_prior, weak_prior
 from workers.embedded.training import TrainingRun
-from workers.embedded.world import COLORS, NAMES, PALETTE, RELATIONS, Thing, is_held_out
+from workers.embedded.world import COLORS, NAMES, PALETTE, RELATIONS
 from workers.weights import EMBEDDED_PRIOR, EMBEDDED_REWARDS
 
 if TYPE_CHECKING:
@@ -48,18 +48,13 @@ def test_pictures_are_drawn_by_their_shares(pictures: Path) -> None:
     assert (drawn.relation == RELATIONS.index("on")).all()
 
 
-def test_pairs_are_painted_alike_as_often_as_asked_and_never_held_out(pictures: Path) -> None:
+def test_pairs_are_painted_alike_as_often_as_asked(pictures: Path) -> None:
     drawn_from = Pictures(pictures / "pictures")
     drawn = drawn_from.sample(400, torch.Generator().manual_seed(0), alike=1.0)
     first, second = drawn.colors[(drawn.names[:, 1] >= 0) & (drawn.colors < len(COLORS)).all(1)].T
     assert 0.3 < (first == second).float().mean() < 0.6
     apart = torch.tensor([PALETTE[color] for color in COLORS], dtype=torch.float32)
     assert (apart[first] - apart[second]).norm(dim=1).max() < 200
-    for names, colors in zip(drawn.names.tolist(), drawn.colors.tolist(), strict=True):
-        if names[1] >= 0:
-            assert not is_held_out(
-                *(Thing(NAMES[n], (*COLORS, None)[c]) for n, c in zip(names, colors, strict=True))
-            )
 
 
 STEPS = 200

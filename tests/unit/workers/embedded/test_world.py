@@ -123,9 +123,10 @@ def test_captions_say_the_thing_and_the_vocabulary_knows_every_word() -> None:
         assert {word for word in caption.split() if word.isalnum()} <= words
 
 
-def test_painted_pictures_are_premultiplied_and_never_held_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alike", [0.0, 1.0])
+def test_painted_pictures_are_premultiplied_and_never_held_out(tmp_path: Path, alike: float) -> None:
     render_pictures(tmp_path, 24, seed=1)
-    batch = Pictures(tmp_path).sample(200, torch.Generator().manual_seed(0))
+    batch = Pictures(tmp_path).sample(400, torch.Generator().manual_seed(0), alike=alike)
     opacity = (batch.latents[:, :, 3:] + 1) / 2
     rgb = (batch.latents[:, :, :3] + opacity) / 2
     assert opacity.min() >= 0
