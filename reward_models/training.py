@@ -13,6 +13,7 @@ that their number changes the order of sums only. What the loop needs to go on i
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -141,7 +142,13 @@ def train(
     if run.state.outcome is None:
         run.state.outcome = run.outcome()
         report(run.state)
-    return run.state
+    ended = run.state
+    if run.workers > 1:
+        # The wrapper is a reference cycle that holds the group. Threads of a group that lives until the interpreter
+        # ends may abort the process there (github.com/pytorch/pytorch/pull/179291).
+        del run
+        gc.collect()
+    return ended
 
 
 @torch.no_grad()

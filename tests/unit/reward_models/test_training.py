@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from reward_models.comparisons import Split, read_comparisons, split_by_prompt
 from reward_models.contracts import RewardCard
@@ -149,9 +151,13 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
 
 
 def _work(rank: int, folder: Path, split: Split) -> None:
+    gc.disable()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     state = train(Brightness(), split, replace(PLAN, epochs=2))
+    assert not any(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects()), (
+        "it holds the group"
+    )
     torch.save(state.to_dict(), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
