@@ -108,6 +108,8 @@ def check_gpu(settings: Settings) -> Checked:
         action = "Choose a torch that was built for this GPU and driver."
         return Checked("gpu", "fail", f"{found}; {error}", "a matrix product", action)
     assert product == 64**3, f"the GPU computed {product}"
+    if settings.reward_placement == "actor" and not settings.reward_gpu_share:
+        found += "; shared rewards compute on the CPU, with DREAMSERVE_REWARD_PLACEMENT=local in each worker"
     return Checked("gpu", "ok", found)
 
 

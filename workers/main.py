@@ -117,6 +117,12 @@ def check_gpus(settings: Settings) -> None:
             "private Ray of `up` gives none. Unset it (DREAMSERVE_DEVICE=auto uses this machine's GPU), or use "
             "--cluster"
         )
+    if settings.reward_placement == "actor" and settings.reward_gpu_share > 0:
+        raise ValueError(
+            f"DREAMSERVE_REWARD_GPU_SHARE={settings.reward_gpu_share:g} wants a share of a GPU for each shared reward, "
+            "and the private Ray of `up` gives none. Unset it and set DREAMSERVE_REWARD_PLACEMENT=local (workers "
+            "compute rewards where they compute the rest), or use --cluster"
+        )
     _check_device(settings)
 
 

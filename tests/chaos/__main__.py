@@ -56,7 +56,7 @@ def run(stack: ExitStack, folder: Path, num_jobs: int, seed: int) -> int:
     """Start everything, do harm, wait for the end, judge."""
     programs = find_programs()
     if programs is None:
-        sys.exit("PostgreSQL's programs are not installed; `make setup` brings them")
+        sys.exit("PostgreSQL's programs are not installed: install your system's package `postgresql`")
     url = stack.enter_context(running_server(programs)).format(name="postgres")
     (folder / "weed").mkdir()
     s3 = stack.enter_context(running_seaweed(folder / "weed"))

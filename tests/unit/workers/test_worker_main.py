@@ -91,6 +91,7 @@ def test_a_port_in_use_is_named() -> None:
             "finds no GPU; expected a GPU, as DREAMSERVE_DEVICE=cuda says. Install NVIDIA's driver",
         ),
         ("WORKER_GPUS", "1", "DREAMSERVE_WORKER_GPUS=1 lets a cluster's Ray give GPUs to workers"),
+        ("REWARD_GPU_SHARE", "0.2", "DREAMSERVE_REWARD_GPU_SHARE=0.2 wants a share of a GPU for each shared"),
     ],
 )
 def test_a_gpu_that_is_wanted_and_cannot_be_had_is_named_before_anything_starts(
