@@ -34,8 +34,8 @@ __all__ = ["EmbeddedReward", "EmbeddedRewardConfig", "SlotLogits", "load_embedde
 
 MAX_WORDS = 28
 IMAGE_PX = 32
-SINGLE, ON, NEXT = range(3)
-"""Relations, in the order of the relation head's classes."""
+NEXT = 2
+"""The relation head's class of two things beside one another; 0 is a single thing, 1 a stack."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ def match_score(wanted: SlotLogits, seen: SlotLogits) -> Tensor:
     """Log-likelihood (N,) of the words' choices under the pictures', in nats.
 
     Σ over slots and attributes of Σ_c p_wanted(c) log p_seen(c); an attribute that the words leave open counts
-    nothing. For "next to" the two orders are averaged as likelihoods (log-mean-exp).
+    nothing. For "next to" the two orders are averaged as likelihoods (log-mean-exp): a certain match of two unlike
+    things has −log 2.
     """
     straight, crossed = _agreement(wanted, seen), _agreement(wanted, SlotLogits(*(_flipped(x) for x in seen)))
     either = torch.logaddexp(straight, crossed) - torch.log(torch.tensor(2.0))

@@ -26,7 +26,7 @@ __all__ = [
 _EMBEDDED = Path(__file__).parent / "embedded" / "weights"
 EMBEDDED_PRIOR = _EMBEDDED / "embedded-prior.safetensors"
 EMBEDDED_WEAK_PRIOR = _EMBEDDED / "embedded-prior-weak.safetensors"
-"""An early checkpoint of it, on which evaluations compare methods; no job uses it."""
+"""The first 400 steps of an earlier run of its recipe, on which evaluations compare methods; no job uses it."""
 EMBEDDED_REWARDS = {
     "embedded-multiview": _EMBEDDED / "embedded-multiview-reward.safetensors",
     "embedded-alignment": _EMBEDDED / "embedded-alignment-reward.safetensors",

@@ -26,7 +26,7 @@ def weathered(latents: Tensor, generator: torch.Generator) -> Tensor:
     some = torch.rand(count, generator=generator) < 0.5
     opacity = (latents[:, :, 3:] + 1) / 2
     kept = draw(0.3, 1.0)
-    thinner = torch.cat([(latents[:, :, :3] + opacity) * kept - opacity * kept, 2 * opacity * kept - 1], 2)
+    thinner = torch.cat([latents[:, :, :3] * kept, 2 * opacity * kept - 1], 2)
     small = F.avg_pool2d(thinner.flatten(0, 1), 3, 1, 1, count_include_pad=False).view_as(latents)
     blurred = torch.lerp(thinner, small, draw(0.0, 1.0))
     noisy = blurred + draw(0.0, 0.15) * torch.randn(latents.shape, generator=generator)

@@ -6,7 +6,8 @@
 - shapes: each thing's surface, its box scaled to a unit cube, at its best yaw, has a higher F-score against what is
   to be seen of the named solid in its place than against what would be seen of any other (a disk, which cannot be
   told from a cylinder then, is less than half as high as wide and as good a cylinder as anything else);
-- relation: on top of: B's top and A's bottom meet and A stands over B; next to: side by side on one floor.
+- relation: on top of: A is above B, stands over it, and no gap is between them (it may sink in); next to: side by side,
+  not far apart, on one floor.
 
 For everyday objects: F-score against the world's own surface, and the share of that surface whose nearest mesh point
 has the right color.
@@ -47,7 +48,9 @@ DISK_TIE = 0.05
 EVERYDAY_F, EVERYDAY_COLOR = 0.75, 0.75
 """Least F-score and least share of rightly colored surface of an everyday object."""
 TOUCH = 0.15
-"""Largest gap or overlap of a stack's boxes, and largest difference of a row's floors, in units of the space."""
+"""Largest gap of a stack, overlap of a row and difference of a row's floors, in units of the space."""
+APART = 0.6
+"""Largest gap of a row."""
 MIN_POINTS = 60
 """A thing with fewer points is not there."""
 _PALETTE = np.array([PALETTE[color] for color in COLORS], float)
@@ -192,7 +195,7 @@ def _judge_relation(relation: str, a: Surface, b: Surface) -> list[str]:
         return faults
     gap = np.maximum(low_a - high_b, low_b - high_a)[[0, 2]].max()
     faults = [] if gap > -TOUCH else ["the things are not side by side"]
-    if gap > 0.6:
+    if gap > APART:
         faults.append(f"the things stand {gap:.2f} apart")
     if abs(low_a[1] - low_b[1]) > TOUCH:
         faults.append("the things do not stand on one floor")

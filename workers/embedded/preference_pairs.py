@@ -1,7 +1,8 @@
 """Pairs of pictures of which the better one is known: what an embedded reward must be able to tell apart.
 
-Each pair has a held-out prompt, its true pictures, and pictures that are wrong in one way. The kinds from
-"object-swap" on are hard: the wrong pictures show the same words in another order, or the right object with one fault.
+Each pair has a prompt (held out, or one that may be trained on), its true pictures, and pictures that are wrong in
+one way. The kinds from "object-swap" on are hard: the wrong pictures show the same words in another order, or the
+right object with one fault.
 """
 
 from __future__ import annotations

@@ -48,6 +48,9 @@ def main() -> None:
     parser.add_argument("--reward-steps", type=int, default=5200, help="of 32 pictures and 16 pairs each")
     parser.add_argument("--referee-steps", type=int, default=3600, help="likewise")
     arguments = parser.parse_args()
+    known = ("shipped", *STAGES)
+    if unknown := [stage for stage in arguments.stages if stage not in known]:
+        parser.error(f"no stage is called {' or '.join(unknown)}; there are {', '.join(known)}")
     for stage in arguments.stages:
         match stage:
             case "pictures":
@@ -72,8 +75,6 @@ def main() -> None:
                 train_reward(arguments.folder, REFEREE, arguments.referee_steps, device=arguments.device)
             case "export":
                 export_weights(arguments.folder, arguments.weights)
-            case _:
-                parser.error(f"no stage is called {stage!r}; there are {', '.join(STAGES)}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from workers.embedded.outputs import Outputs
 from workers.embedded.preference_pairs import PAIR_KINDS, PreferencePair, draw_pair
 from workers.embedded.train_prior import choices_of, described, noun_classes
 from workers.embedded.trained import averaged_prior, weak_prior
-from workers.embedded.training import TrainingRun, has_fast_bfloat16, muon
+from workers.embedded.training import TrainingRun, has_fast_bfloat16, moved_to, muon
 from workers.embedded.world import COLORS, NAMES, RELATIONS, random_description
 from workers.priors.rgba import latents_to_image
 from workers.weights import EMBEDDED_REWARDS
@@ -177,15 +177,18 @@ class _Comparisons(NamedTuple):
     def _predictions(self, painted: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, SlotLogits]:
         """Guided x̂₀ of two noises at one time for each of the first pictures, the nearer to the truth first."""
         prior = self.priors[int(torch.randint(len(self.priors), (1,), generator=generator))]
-        some = type(painted)(*(_first(column, NUM_COMPARED) for column in painted))
-        start = weathered(some.latents, generator)
-        t = torch.randint(20, 980, (NUM_COMPARED,), generator=generator)
+        device = next(prior.parameters()).device
+        first = type(painted)(*(_first(column, NUM_COMPARED) for column in painted))
+        # The generator draws on the CPU wherever the networks are, so that each device trains on the same pictures.
+        start = weathered(first.latents, generator).to(device)
+        t = torch.randint(20, 980, (NUM_COMPARED,), generator=generator).to(device)
+        some = moved_to(first, device)
         alpha, sigma = alpha_sigma(prior.schedule, t, start)
         text = prior.slot_encoder(choices_of(some))
         twice = Cameras(*(torch.cat([x, x]) for x in some.cameras))
         x0 = []
         for _ in range(2):
-            noisy = alpha * start + sigma * torch.randn(start.shape, generator=generator)
+            noisy = alpha * start + sigma * torch.randn(start.shape, generator=generator).to(device)
             answer = prior.predict(
                 torch.cat([noisy] * 2), torch.cat([t, t]), torch.cat([text, 0 * text]), twice
             )

@@ -61,6 +61,10 @@ class TrainingRun:
         while self.step < self.steps:
             self._set_rates()
             value, numbers = loss(self.step)
+            if not value.isfinite():
+                raise FloatingPointError(
+                    f"the loss of stage {self.name!r} is {value.item()} at step {self.step}"
+                )
             value.backward()
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -102,7 +106,12 @@ class TrainingRun:
             self.ema[name].lerp_(value, 1 - decay)
 
     def take_up(self, weights: Path) -> None:
-        """Save the model, loaded from a shipped file, as this run at the end of the file's training record."""
+        """Save the model, loaded from a shipped file, as this run at the end of the file's training record.
+
+        Raises FileExistsError where the folder has a checkpoint of this stage.
+        """
+        if self.path.exists():
+            raise FileExistsError(f"{self.path} is there already: remove it, or give another --folder")
         record = json.loads(weights.with_suffix(".json").read_text())["stages"][self.name]
         self.step, self.seconds, self.curve = record["steps"], 60 * record["minutes"], record["curve"]
         self.save()
@@ -126,7 +135,8 @@ class TrainingRun:
         os.replace(partial, self.path)
 
     def _load(self) -> None:
-        state = torch.load(self.path, weights_only=True)
+        device = next(self.model.parameters()).device
+        state = torch.load(self.path, map_location=device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.ema = state["ema"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

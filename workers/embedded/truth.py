@@ -1,6 +1,6 @@
 """What a described object truly looks like, from any camera: the oracle that evaluations compare with.
 
-Only `make eval` and tests look here. Nothing at run time knows the truth.
+Evaluations, tests and the training of rewards look here. Nothing at run time knows the truth.
 """
 
 from __future__ import annotations

@@ -252,10 +252,10 @@ def _bounds(parts: list[Part]) -> tuple[Array, Array]:
     return (centers - halves).min(0), (centers + halves).max(0)
 
 
-def _fitted(parts: list[Part], limit: float) -> list[Part]:
-    """Center a thing and scale it so that its largest half extent is at most `limit` and its shape stays."""
+def _fitted(parts: list[Part], half_extent: float) -> list[Part]:
+    """Center a thing and scale it so that its largest half extent is `half_extent` and its shape stays."""
     low, high = _bounds(parts)
-    scale = np.full(3, min(limit, 0.92) / ((high - low) / 2).max(), np.float32)
+    scale = np.full(3, half_extent / ((high - low) / 2).max(), np.float32)
     return [_moved(part, scale, -(low + high) / 2 * scale) for part in parts]
 
 

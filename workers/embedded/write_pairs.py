@@ -21,15 +21,20 @@ if TYPE_CHECKING:
 __all__ = ["write_world_pairs"]
 
 
-def write_world_pairs(folder: Path, count: int, seed: int = 0, tie_share: float = 0.05) -> Path:
-    """Write `count` pairs, all kinds in turn, sides in random order; gives the path of the new `pairs.jsonl`."""
+def write_world_pairs(
+    folder: Path, count: int, seed: int = 0, tie_share: float = 0.05, *, held_out: bool = False
+) -> Path:
+    """Write `count` pairs, all kinds in turn, sides in random order; gives the path of the new `pairs.jsonl`.
+
+    Their combinations of shapes and colors are such as may be trained on, or with `held_out` the others.
+    """
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     lines = []
     for number in range(count):
         kind = PAIR_KINDS[number % len(PAIR_KINDS)]
-        prompt, better, worse = draw_pair(kind, rng)
+        prompt, better, worse = draw_pair(kind, rng, held_out=held_out)
         preferred = "a"
         if rng.random() < tie_share:
             worse, preferred, kind = better.roll(1, 0), "tie", "turned"

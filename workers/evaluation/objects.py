@@ -15,6 +15,7 @@ from service.jobs.admission import admit
 from service.settings import Settings
 from workers.cameras import orbit_cameras
 from workers.embedded.captions import plain_caption
+from workers.embedded.dataset import CAMERA_DISTANCE, CAMERA_FOV_Y_DEG
 from workers.embedded.judge import Surface, Verdict, judge
 from workers.embedded.truth import Truth
 from workers.engine import Engine
@@ -97,7 +98,7 @@ def make_object(case: Case, networks: Networks, watch: Callable[[Scene], None] |
 def silhouette_iou(mesh: Mesh, description: Description) -> float:
     """Mean over eight views of the IoU of mesh and truth, 64 × 64 pixels; the truth stands where the words put it."""
     azimuth_deg, elevation_deg = torch.arange(8) * 45.0, torch.tensor([0.0, 30.0, -20.0, 60.0] * 2)
-    cameras = orbit_cameras(azimuth_deg, elevation_deg, 3.6, 40.0)
+    cameras = orbit_cameras(azimuth_deg, elevation_deg, CAMERA_DISTANCE, CAMERA_FOV_Y_DEG)
     seen = rasterize(mesh, cameras, 64).mask[:, 0] > 0.5
     true = Truth(description).mask(cameras, 64)
     both, either = (seen & true).sum((1, 2)), (seen | true).sum((1, 2))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from reward_models.training import wilson_interval
 from workers.embedded.world import SHAPES
 
 if TYPE_CHECKING:
@@ -24,13 +25,20 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _share_interval(shares: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of prompts' shares; Wilson's where all are 0 or all 1, which cannot be resampled."""
+    if set(shares) in ({0.0}, {1.0}):
+        return wilson_interval(round(sum(shares)), len(shares))
+    return interval(shares)
+
+
 def truth_table(lines: list[dict[str, Any]]) -> str:
     """Write one Markdown row per arm and kind of prompt.
 
     Intervals resample prompts, as seeds of one prompt are no independent evidence.
     """
     rows = [
-        "| arm | prompts | right | 95 % interval | silhouette IoU, mean (least) | mean F-score | median CPU s |",
+        "| arm | prompts | right | 95 % interval | silhouette IoU, mean (least of a prompt) | F-score | median CPU s |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm in dict.fromkeys(line["arm"] for line in lines):
@@ -39,7 +47,7 @@ def truth_table(lines: list[dict[str, Any]]) -> str:
             if not chosen:
                 continue
             right = [line["right"] for line in chosen]
-            low, high = interval(_prompt_means(chosen, "right"))
+            low, high = _share_interval(_prompt_means(chosen, "right"))
             iou = _prompt_means(chosen, "silhouette_iou")
             rows.append(
                 f"| {arm} | {kind} | {sum(right):.0f} of {len(right)} ({np.mean(right):.0%}) "

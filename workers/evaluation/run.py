@@ -26,7 +26,7 @@ import torch
 from service.settings import Settings
 from workers.embedded.captions import plain_caption
 from workers.embedded.preference_pairs import PAIR_KINDS, pair_accuracy
-from workers.evaluation.arms import SUITES, Arm, Case
+from workers.evaluation.arms import RECIPE, SUITES, Arm, Case
 from workers.evaluation.objects import make_object
 from workers.evaluation.prompts import everyday_objects, held_out_pairs, kind_of, single_shapes
 from workers.evaluation.report import (
@@ -61,12 +61,8 @@ def evaluate(cases: list[Case], folder: Path, lines_file: Path, processes: int) 
     known = {}
     if lines_file.exists():
         known = {line["key"]: line for line in map(json.loads, lines_file.read_text().splitlines())}
-    # What other weights made is kept in the file, but is no answer to this question.
-    missing = [
-        case
-        for case in cases
-        if case.key not in known or known[case.key]["weights"] != used_weights(case.arm.weak)
-    ]
+    # What other weights or another recipe made is kept in the file, but is no answer to this question.
+    missing = [case for case in cases if not made_by(case.arm).items() <= known.get(case.key, {}).items()]
     if missing:
         pool = multiprocessing.get_context("spawn").Pool(processes)
         with pool, lines_file.open("a") as file:
@@ -81,6 +77,11 @@ def evaluate(cases: list[Case], folder: Path, lines_file: Path, processes: int) 
                     flush=True,
                 )
     return [known[case.key] for case in cases]
+
+
+def made_by(arm: Arm) -> dict[str, Any]:
+    """Name all that a line depends on beside its key."""
+    return {"weights": used_weights(arm.weak), "recipe": RECIPE, "method": arm.method, "steps": arm.steps}
 
 
 @cache
@@ -121,7 +122,7 @@ def _evaluate_one(task: tuple[Case, Path]) -> dict[str, Any]:
         "faults": made.verdict.faults,
         "f_score": round(made.verdict.f_score, 4),
         "picture": f"{name}.png",
-        "weights": used_weights(case.arm.weak),
+        **made_by(case.arm),
         **{name: round(number, 4) for name, number in made.numbers.items()},
     }
 
@@ -165,6 +166,11 @@ def main() -> None:
         return
     wanted = arguments.arms.split(",") if arguments.arms else None
     arms = [arm for arm in _arms(arguments.suite) if wanted is None or arm.name in wanted]
+    if unknown := set(wanted or ()) - {arm.name for arm in arms}:
+        parser.error(
+            f"suite {arguments.suite!r} has no arms {', '.join(sorted(unknown))}; it has "
+            f"{', '.join(arm.name for arm in _arms(arguments.suite))}"
+        )
     cases = [
         Case(description, arm, seed)
         for seed in range(arguments.seeds)
@@ -186,6 +192,9 @@ def main() -> None:
         text += "\n\n" + best_of_table(lines, REWARD_NAMES[0], ["right", "f_score", "silhouette_iou"])
     print(text)
     name = arguments.suite
-    contact_sheet(lines, arguments.folder).save(arguments.folder / f"{name}.png")
     (arguments.folder / f"{name}.md").write_text(text + "\n")
     arguments.folder.with_suffix(".json").write_text(json.dumps({"suite": name, "lines": lines}, indent=1))
+    if any((arguments.folder / line["picture"]).exists() for line in lines):
+        contact_sheet(lines, arguments.folder).save(arguments.folder / f"{name}.png")
+    else:
+        print(f"No picture of these objects is in {arguments.folder}: no contact sheet was drawn.")

@@ -5,9 +5,10 @@ DreamReward, arXiv 2403.14613: Reward3D feedback learning.
     lambda, paper             L = L_SDS − λ r(I)
     guidance1, guidance2      L = L_SDS + c · w · relu(4 − r(I)),  and after step 9800  L = 10⁶ · relu(4 − r(I))
 
-for the mean r of the reward's scores, and for a picture I whose gradient arrives at the render in front of the
-prior's background: d L/d render = d L_SDS/d render − λ · d r/d I. The paper writes its form as a corrected noise,
-ε* = ε̂ − λ_r d r/d x, with the reward taken at the predicted x̂₀.
+for the mean r of the reward's scores (of several scores the guidance forms take the mean of the hinges), and for a
+picture I whose gradient arrives at the render in front of the prior's background:
+d L/d render = d L_SDS/d render − λ · d r/d I. The paper writes its form as a corrected noise, ε* = ε̂ − λ_r d r/d x,
+with the reward taken at the predicted x̂₀.
 
 - `lambda`, the default: I is the render itself; one constant λ, from the first step to the last.
 - `paper`: I is the decoded x̂₀, as in the paper's formula; its gradient is passed straight to the render, as the

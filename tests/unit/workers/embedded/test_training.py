@@ -123,6 +123,10 @@ def test_the_shipped_prior_is_trained_on_from_where_its_record_ends(pictures: Pa
     train_prior(tmp_path, int(taken_up[-1]["step"]) + 1)
     assert curve(tmp_path, "prior")[:-1] == taken_up
     assert curve(tmp_path, "prior")[-1]["loss"] < 0.1
+    with pytest.raises(
+        FileExistsError, match=r"text\.pt is there already: remove it, or give another --folder"
+    ):
+        take_up_shipped_prior(tmp_path)
 
 
 @pytest.mark.parametrize("recipe", [REWARD, REFEREE], ids=lambda recipe: recipe.stage)

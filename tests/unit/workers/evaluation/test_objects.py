@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.unit.workers.test_golden_curves import KEPT
 from workers.cameras import CameraRig, Cameras
 from workers.embedded.truth import Truth
 from workers.embedded.world import Description, Thing, build, ground_truth_mesh
 from workers.evaluation import run
-from workers.evaluation.arms import SUITES, Arm, Case
+from workers.evaluation.arms import RECIPE, SUITES, Arm, Case
 from workers.evaluation.objects import silhouette_iou
 from workers.evaluation.oracle import Oracle, WatchedRig
 from workers.evaluation.prompts import everyday_objects, held_out_pairs, kind_of, single_shapes
 from workers.evaluation.run import evaluate
 from workers.mesh import Mesh
 from workers.priors.rgba import latents_to_image
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 STACK = Description(Thing("cube", "red"), Thing("cylinder", "blue"), "on")
 
@@ -83,15 +83,41 @@ def test_an_interrupted_evaluation_goes_on_and_does_nothing_twice(tmp_path: Path
     assert len(lines_file.read_text().splitlines()) == 2
 
 
-def test_what_other_weights_made_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = {"key": Case(STACK, Arm("sds"), 0).key, "weights": run.used_weights(False), "right": True}
+@pytest.mark.parametrize(
+    "other", [{"weights": "others"}, {"recipe": RECIPE - 1}, {"method": {"name": "dreamfl"}}, {"steps": 12}]
+)
+def test_what_was_made_otherwise_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+) -> None:
+    made = {"key": Case(STACK, Arm("sds"), 0).key, **run.made_by(Arm("sds")), "right": True}
     lines_file = tmp_path / "lines.jsonl"
     lines_file.write_text(json.dumps(made) + "\n")
     assert evaluate([Case(STACK, Arm("sds"), 0)], tmp_path, lines_file, processes=1) == [made]
-    monkeypatch.setattr(run, "used_weights", lambda weak: f"other {weak}")
+    lines_file.write_text(json.dumps(made | other) + "\n")
     monkeypatch.setattr(run.multiprocessing, "get_context", _no_processes)
     with pytest.raises(LookupError, match="would be made"):
         evaluate([Case(STACK, Arm("sds"), 0)], tmp_path, lines_file, processes=1)
+
+
+def test_the_recipe_is_another_when_steps_are() -> None:
+    assert (RECIPE, hashlib.sha256(KEPT.read_bytes()).hexdigest()[:8]) == (1, "224d8f16"), (
+        "raise RECIPE, and put both here"
+    )
+
+
+def test_known_lines_need_no_pictures_and_unknown_arms_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = str(Path(run.__file__).parents[2] / "tests" / "bench" / "studies.jsonl")
+    monkeypatch.setattr("sys.argv", ["evaluation", "--lines", lines, "--folder", str(tmp_path / "eval")])
+    run.main()
+    assert "no contact sheet was drawn" in capsys.readouterr().out
+    assert (tmp_path / "eval" / "default.md").is_file()
+    assert len(json.loads((tmp_path / "eval.json").read_text())["lines"]) == 306
+    monkeypatch.setattr("sys.argv", ["evaluation", "weak", "--arms", "weak-sds,weak-spd"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "no arms weak-spd; it has weak-sds, weak-sds-longer" in capsys.readouterr().err
 
 
 def _no_processes(_method: str) -> None:
