@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
-import torch
 
 from workers.embedded.train_prior import WEAK_STEP
 from workers.embedded.train_rewards import REFEREE, REWARD, RewardRecipe, new_reward
@@ -70,7 +68,6 @@ def _write(
         "file": path.name,
         "sha256": digest,
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
-        "hardware": f"{platform.machine()} CPU, torch {torch.__version__}",
         "commit": commit,
         "stages": {
             name: {
@@ -78,6 +75,7 @@ def _write(
                 "samples": run["step"] * run["batch"],
                 "seeds": run["seeds"],
                 "minutes": round(run["seconds"] / 60, 1),
+                "hardware": run.get("hardware", "not recorded"),
                 "curve": run["curve"],
             }
             for name, run in runs.items()

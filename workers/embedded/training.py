@@ -43,6 +43,7 @@ class TrainingRun:
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
+        self.hardware = _hardware(next(self.model.parameters()).device)
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self._base_rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers
@@ -114,6 +115,7 @@ class TrainingRun:
             raise FileExistsError(f"{self.path} is there already: remove it, or give another --folder")
         record = json.loads(weights.with_suffix(".json").read_text())["stages"][self.name]
         self.step, self.seconds, self.curve = record["steps"], 60 * record["minutes"], record["curve"]
+        self.hardware = record["hardware"]
         self.save()
 
     def save(self) -> None:
@@ -128,6 +130,7 @@ class TrainingRun:
             "step": self.step,
             "seconds": self.seconds,
             "curve": self.curve,
+            "hardware": self.hardware,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
@@ -143,6 +146,12 @@ class TrainingRun:
             optimizer.load_state_dict(saved)
         self.generator.set_state(state["generator"].cpu())
         self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
+
+
+def _hardware(device: torch.device) -> str:
+    """Name what computes, and the torch it computes with."""
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    return f"{named}, torch {torch.__version__}"
 
 
 def muon(matrices: Iterable[nn.Parameter], learning_rate: float = 2e-3) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING
 
@@ -119,6 +120,9 @@ def test_the_shipped_prior_is_trained_on_from_where_its_record_ends(pictures: Pa
     take_up_shipped_prior(tmp_path)
     export_weights(tmp_path, tmp_path / "weights")
     assert (tmp_path / "weights" / EMBEDDED_PRIOR.name).read_bytes() == EMBEDDED_PRIOR.read_bytes()
+    records = (tmp_path / "weights" / EMBEDDED_PRIOR.name, EMBEDDED_PRIOR)
+    exported, shipped = (json.loads(file.with_suffix(".json").read_text())["stages"] for file in records)
+    assert exported == shipped
     taken_up = curve(tmp_path, "prior")
     train_prior(tmp_path, int(taken_up[-1]["step"]) + 1)
     assert curve(tmp_path, "prior")[:-1] == taken_up
