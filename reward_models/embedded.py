@@ -30,7 +30,14 @@ from reward_models.contracts import RewardCard, check_pixels, score_and_gradient
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["EmbeddedReward", "EmbeddedRewardConfig", "SlotLogits", "load_embedded_reward"]
+__all__ = [
+    "NEXT",
+    "EmbeddedReward",
+    "EmbeddedRewardConfig",
+    "SlotLogits",
+    "load_embedded_reward",
+    "match_score",
+]
 
 MAX_WORDS = 28
 IMAGE_PX = 32

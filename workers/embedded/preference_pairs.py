@@ -22,7 +22,7 @@ from workers.priors.rgba import latents_to_image
 if TYPE_CHECKING:
     from reward_models.contracts import RewardModel
 
-__all__ = ["PAIR_KINDS", "PreferencePair", "draw_pair", "held_out_description", "pair_accuracy"]
+__all__ = ["PAIR_KINDS", "PreferencePair", "draw_preference_pair", "held_out_description", "pair_accuracy"]
 
 PAIR_KINDS = ("other", "color", "shape", "object-swap", "color-swap", "relation-swap", "two-faced", "floater")
 FLOATER_HALF = (0.10, 0.16)
@@ -50,7 +50,7 @@ def _two_things(rng: np.random.Generator, *, held_out: bool) -> Description:
             return Description(a, b, "on" if rng.random() < 0.6 else "next")
 
 
-def draw_pair(kind: str, rng: np.random.Generator, *, held_out: bool = True) -> PreferencePair:
+def draw_preference_pair(kind: str, rng: np.random.Generator, *, held_out: bool = True) -> PreferencePair:
     """Draw a pair that differs as `kind` (of `PAIR_KINDS`) says.
 
     The prompt's combination of shapes and colors was kept out of training; with `held_out` False neither it nor what
@@ -123,7 +123,7 @@ def pair_accuracy(reward: RewardModel, count: int, seed: int) -> dict[str, float
     shares = {}
     for number, kind in enumerate(PAIR_KINDS):
         rng = np.random.default_rng((seed, number))
-        pairs = [draw_pair(kind, rng) for _ in range(count)]
+        pairs = [draw_preference_pair(kind, rng) for _ in range(count)]
         no_gradient = torch.zeros(count, dtype=torch.bool)
         prompts = [pair.prompt for pair in pairs]
         better, worse = (

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 __all__ = [
     "WEAK_STEP",
     "SlotsAndUNet",
+    "choices_of",
     "described",
     "new_prior",
+    "noun_classes",
     "take_up_shipped_prior",
     "train_prior",
     "train_text",

@@ -23,7 +23,7 @@ from workers.embedded.captions import random_caption, vocabulary
 from workers.embedded.damage import damaged, weathered
 from workers.embedded.dataset import NO_COLOR, VIEWS, Batch, Pictures
 from workers.embedded.outputs import Outputs
-from workers.embedded.preference_pairs import PAIR_KINDS, PreferencePair, draw_pair
+from workers.embedded.preference_pairs import PAIR_KINDS, PreferencePair, draw_preference_pair
 from workers.embedded.train_prior import choices_of, described, noun_classes
 from workers.embedded.trained import averaged_prior, weak_prior
 from workers.embedded.training import TrainingRun, has_fast_bfloat16, moved_to, muon
@@ -82,7 +82,10 @@ def train_reward(
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         painted = pictures.sample(batch, run.generator)
         rng = np.random.default_rng((recipe.seed, step))
-        pairs = [draw_pair(str(kind), rng, held_out=False) for kind in rng.choice(PAIR_KINDS, batch // 2)]
+        pairs = [
+            draw_preference_pair(str(kind), rng, held_out=False)
+            for kind in rng.choice(PAIR_KINDS, batch // 2)
+        ]
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast):
             viewed, numbers = _viewer_loss(reward, painted, run.generator)
             read, read_numbers = _reader_loss(reward, rng, 2 * batch)

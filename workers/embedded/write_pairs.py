@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workers.embedded.preference_pairs import PAIR_KINDS, draw_pair
+from workers.embedded.preference_pairs import PAIR_KINDS, draw_preference_pair
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def write_world_pairs(
     lines = []
     for number in range(count):
         kind = PAIR_KINDS[number % len(PAIR_KINDS)]
-        prompt, better, worse = draw_pair(kind, rng, held_out=held_out)
+        prompt, better, worse = draw_preference_pair(kind, rng, held_out=held_out)
         preferred = "a"
         if rng.random() < tie_share:
             worse, preferred, kind = better.roll(1, 0), "tie", "turned"

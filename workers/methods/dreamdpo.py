@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Preference",
     "draw_pair",
+    "draw_two_noises",
     "dreamdpo",
     "dreamdpo_loss",
     "override_preference",

@@ -8,13 +8,18 @@ import torch
 
 from reward_models.contracts import RewardCard
 from workers.embedded import preference_pairs
-from workers.embedded.preference_pairs import PAIR_KINDS, draw_pair, held_out_description, pair_accuracy
+from workers.embedded.preference_pairs import (
+    PAIR_KINDS,
+    draw_preference_pair,
+    held_out_description,
+    pair_accuracy,
+)
 from workers.embedded.truth import Truth
 from workers.embedded.world import Description, is_held_out
 
 
 def differing_views(kind: str, seed: int) -> list[bool]:
-    pair = draw_pair(kind, np.random.default_rng(seed))
+    pair = draw_preference_pair(kind, np.random.default_rng(seed))
     return [bool((a - b).abs().max() > 0.1) for a, b in zip(pair.better, pair.worse, strict=True)]
 
 
@@ -47,7 +52,7 @@ def test_a_pair_for_training_shows_no_combination_that_was_held_out(
     monkeypatch.setattr(preference_pairs, "Truth", watched)
     rng = np.random.default_rng(0)
     for _ in range(25):
-        draw_pair(kind, rng, held_out=False)
+        draw_preference_pair(kind, rng, held_out=False)
     assert len(shown) == 50
     assert not any(d.b is None or is_held_out(d.a, d.b) for d in shown)
 
@@ -71,4 +76,4 @@ def test_a_reward_that_reads_nothing_is_at_chance_on_color_swaps() -> None:
 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="no kind of pair is called 'taste'"):
-        draw_pair("taste", np.random.default_rng(0))
+        draw_preference_pair("taste", np.random.default_rng(0))

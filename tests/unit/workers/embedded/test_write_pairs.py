@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from reward_models.comparisons import load_views, read_comparisons
-from workers.embedded.preference_pairs import PAIR_KINDS, draw_pair
+from workers.embedded.preference_pairs import PAIR_KINDS, draw_preference_pair
 from workers.embedded.write_pairs import write_world_pairs
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def test_written_pairs_are_read_back_with_the_truth_preferred(tmp_path: Path) ->
     assert len({one.prompt for one in read}) > 40
     assert set(Counter(one.preferred for one in read)) == {"a", "b"}
     assert Counter(one.source for one in read) == {f"world/{kind}": 6 for kind in PAIR_KINDS}
-    first = draw_pair(PAIR_KINDS[0], np.random.default_rng(3), held_out=False)
+    first = draw_preference_pair(PAIR_KINDS[0], np.random.default_rng(3), held_out=False)
     preferred = read[0].a if read[0].preferred == "a" else read[0].b
     assert (load_views(preferred) - first.better).abs().max() <= 0.5 / 255 + 1e-6
 
