@@ -53,7 +53,10 @@ LONGER = 1.4
 
 
 def _preference_arms(prefix: str, steps: int, *, weak: bool) -> list[Arm]:
-    """SDS, its longer run at a DreamDPO step's cost, and the preference methods under reward and oracle."""
+    """SDS, its longer run at a DreamDPO step's cost, and the preference methods under reward and oracle.
+
+    The oracle is never in doubt, and its gaps are in another unit: DreamDPO ignores no loser under it.
+    """
     dreamfl, dreamdpo = {"name": "dreamfl"}, {"name": "dreamdpo"}
     return [
         Arm(f"{prefix}sds", steps=steps, weak=weak),
@@ -62,7 +65,7 @@ def _preference_arms(prefix: str, steps: int, *, weak: bool) -> list[Arm]:
         Arm(f"{prefix}dreamdpo", dreamdpo, steps, weak),
         Arm(f"{prefix}psd", {"name": "psd"}, steps, weak),
         Arm(f"{prefix}dreamfl-oracle", dreamfl, steps, weak, oracle=True),
-        Arm(f"{prefix}dreamdpo-oracle", dreamdpo, steps, weak, oracle=True),
+        Arm(f"{prefix}dreamdpo-oracle", dreamdpo | {"tau": 0}, steps, weak, oracle=True),
     ]
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from service.jobs.spec import JobRequest
 from service.settings import Settings
 from workers.embedded.captions import plain_caption
 from workers.embedded.preference_pairs import PAIR_KINDS, pair_accuracy
@@ -80,8 +81,13 @@ def evaluate(cases: list[Case], folder: Path, lines_file: Path, processes: int) 
 
 
 def made_by(arm: Arm) -> dict[str, Any]:
-    """Name all that a line depends on beside its key."""
-    return {"weights": used_weights(arm.weak), "recipe": RECIPE, "method": arm.method, "steps": arm.steps}
+    """Name all that a line depends on beside its key: the recipe, the weights, and every knob, defaults too."""
+    knobs = JobRequest.model_validate({"prompt": "any", "method": arm.method, "steps": arm.steps})
+    return {
+        "recipe": RECIPE,
+        "weights": used_weights(arm.weak),
+        "knobs": hashlib.sha256(knobs.model_dump_json().encode()).hexdigest()[:8],
+    }
 
 
 @cache

@@ -84,7 +84,13 @@ def test_an_interrupted_evaluation_goes_on_and_does_nothing_twice(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "other", [{"weights": "others"}, {"recipe": RECIPE - 1}, {"method": {"name": "dreamfl"}}, {"steps": 12}]
+    "other",
+    [
+        {"weights": "others"},
+        {"recipe": RECIPE - 1},
+        {"knobs": run.made_by(Arm("sds", steps=12))["knobs"]},
+        {"knobs": run.made_by(Arm("sds", {"name": "sds", "guidance_scale": 3.0}))["knobs"]},
+    ],
 )
 def test_what_was_made_otherwise_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
@@ -101,7 +107,7 @@ def test_what_was_made_otherwise_is_made_anew(
 
 def test_the_recipe_is_another_when_steps_are() -> None:
     assert (RECIPE, hashlib.sha256(KEPT.read_bytes()).hexdigest()[:8]) == (1, "224d8f16"), (
-        "raise RECIPE, and put both here"
+        "raise RECIPE, unless only knobs are others"
     )
 
 
