@@ -190,10 +190,12 @@ class DreamDpoMethod(DistillationKnobs):
         "`released`: the published code, which differs. Source: embedded.",
     )
     tau: float = Field(
-        0.05,
+        2.0,
         ge=0,
         le=1_000,
-        description="τ, in the judge's score: below this gap the loser is ignored. Source: embedded.",
+        description="τ, in the unit of the judge's score: below this gap the loser is ignored. The default is nats, "
+        "for the embedded rewards; thousandths suit HPS, a twentieth a judge from 0 to 1. Source: embedded (the best "
+        "of 0.05 to 4).",
     )
     push: float = Field(
         2.0,

@@ -72,7 +72,7 @@ def _preference_arms(prefix: str, steps: int, *, weak: bool) -> list[Arm]:
 def _sweep_arms() -> list[Arm]:
     """One knob at a time on the weak prior, steered by the shipped reward."""
     pushes = [_swept("dreamdpo", "push", value) for value in (0, 0.5, 6)]
-    taus = [_swept("dreamdpo", "tau", value) for value in (0, 0.5, 2)]
+    taus = [_swept("dreamdpo", "tau", value) for value in (0.05, 0.5, 5)]
     weights = [_swept("dreamfl", "reward_weight", value) for value in (0.0003, 0.003, 0.01)]
     return [*pushes, *taus, *weights, _swept("dreamdpo", "form", "paper")]
 
