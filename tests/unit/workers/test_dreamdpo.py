@@ -192,8 +192,8 @@ def test_below_tau_the_paper_is_classic_sds_on_the_winner() -> None:
 
 
 def test_the_papers_form_forgets_which_pair_came_first() -> None:
-    one = gradient_of_dreamdpo(Fixed([1.0], [0.0]), form="paper")
-    other = gradient_of_dreamdpo(Fixed([0.0], [1.0]), form="paper")
+    one = gradient_of_dreamdpo(Fixed([1.0], [0.0]), tau=0.1, form="paper")
+    other = gradient_of_dreamdpo(Fixed([0.0], [1.0]), tau=0.1, form="paper")
     torch.testing.assert_close(one, -other, atol=1e-9, rtol=1e-5)
 
 
