@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
@@ -43,7 +44,8 @@ class TrainingRun:
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
-        self.hardware = _hardware(next(self.model.parameters()).device)
+        self._device = next(self.model.parameters()).device
+        self.hardware = _hardware(self._device)
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self._base_rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers
@@ -61,10 +63,11 @@ class TrainingRun:
         sums: dict[str, list[float]] = {}
         while self.step < self.steps:
             self._set_rates()
-            value, numbers = loss(self.step)
-            if not value.isfinite():
+            value, told = loss(self.step)
+            numbers = {"loss": value.item(), **told}
+            if not math.isfinite(numbers["loss"]):
                 raise FloatingPointError(
-                    f"the loss of stage {self.name!r} is {value.item()} at step {self.step}"
+                    f"the loss of stage {self.name!r} is {numbers['loss']} at step {self.step}"
                 )
             value.backward()
             for optimizer in self.optimizers:
@@ -72,7 +75,7 @@ class TrainingRun:
                 optimizer.zero_grad(set_to_none=True)
             self.step += 1
             self._average()
-            for key, number in {"loss": value.item(), **numbers}.items():
+            for key, number in numbers.items():
                 sums.setdefault(key, []).append(number)
             if self.step == self.keep_step:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -138,8 +141,7 @@ class TrainingRun:
         os.replace(partial, self.path)
 
     def _load(self) -> None:
-        device = next(self.model.parameters()).device
-        state = torch.load(self.path, map_location=device, weights_only=True)
+        state = torch.load(self.path, map_location=self._device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.ema = state["ema"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

@@ -133,9 +133,14 @@ def best_of_table(lines: list[dict[str, Any]], reward: str, numbers: Sequence[st
 
 def contact_sheet(
     lines: list[dict[str, Any]], folder: Path, columns: int = 8, tile_px: int = 160
-) -> Image.Image:
-    """Lay out the thumbnails that are in `folder` with their prompts, green where right and red where not."""
+) -> Image.Image | None:
+    """Lay out the thumbnails that are in `folder` with their prompts, green where right and red where not.
+
+    None where there is no thumbnail.
+    """
     lines = [line for line in lines if (folder / line["picture"]).exists()]
+    if not lines:
+        return None
     rows = -(-len(lines) // columns)
     sheet = Image.new("RGB", (columns * tile_px, rows * (tile_px + 26)), "white")
     draw = ImageDraw.Draw(sheet)

@@ -170,13 +170,13 @@ def main() -> None:
     if arguments.suite == "pairs":
         print(_pair_table(arguments.count))
         return
-    wanted = arguments.arms.split(",") if arguments.arms else None
-    arms = [arm for arm in _arms(arguments.suite) if wanted is None or arm.name in wanted]
-    if unknown := set(wanted or ()) - {arm.name for arm in arms}:
+    offered = {arm.name: arm for arm in _arms(arguments.suite)}
+    wanted = arguments.arms.split(",") if arguments.arms else list(offered)
+    if unknown := set(wanted) - offered.keys():
         parser.error(
-            f"suite {arguments.suite!r} has no arms {', '.join(sorted(unknown))}; it has "
-            f"{', '.join(arm.name for arm in _arms(arguments.suite))}"
+            f"suite {arguments.suite!r} has no arms {', '.join(sorted(unknown))}; it has {', '.join(offered)}"
         )
+    arms = [arm for name, arm in offered.items() if name in wanted]
     cases = [
         Case(description, arm, seed)
         for seed in range(arguments.seeds)
@@ -200,7 +200,8 @@ def main() -> None:
     name = arguments.suite
     (arguments.folder / f"{name}.md").write_text(text + "\n")
     arguments.folder.with_suffix(".json").write_text(json.dumps({"suite": name, "lines": lines}, indent=1))
-    if any((arguments.folder / line["picture"]).exists() for line in lines):
-        contact_sheet(lines, arguments.folder).save(arguments.folder / f"{name}.png")
-    else:
+    sheet = contact_sheet(lines, arguments.folder)
+    if sheet is None:
         print(f"No picture of these objects is in {arguments.folder}: no contact sheet was drawn.")
+    else:
+        sheet.save(arguments.folder / f"{name}.png")
