@@ -26,6 +26,8 @@ from service.http import (
     usage,
     webhooks,
 )
+from service.http.answers.base import answer
+from service.http.answers.operation import Health, Readiness
 from service.http.auth import authenticate
 from service.http.errors import install_problem_handlers, problems, store_down
 from service.http.group_commit import GroupCommit
@@ -87,13 +89,13 @@ def build_api(store: JobStore, objects: ObjectStore, settings: Settings) -> Fast
     return api
 
 
-@probes.get("/healthz")
+@probes.get("/healthz", responses={200: answer(Health)})
 async def healthz() -> dict[str, str]:
     """Say that this process answers; touches nothing else."""
     return {"service": "dreamserve", "status": "ok"}
 
 
-@probes.get("/readyz", responses=problems(503))
+@probes.get("/readyz", responses={200: answer(Readiness), **problems(503)})
 def readyz(store: Store, objects: Objects) -> dict[str, Any]:
     """Say whether jobs can be taken; a 503 names each store that cannot be reached, and says what to do.
 

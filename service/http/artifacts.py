@@ -11,6 +11,8 @@ from urllib.parse import quote
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
+from service.http.answers.base import answer
+from service.http.answers.jobs import Artifact
 from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import MAKE_AGAIN, Problem, problems, unknown
 from service.http.requests import ArtifactId, Objects, ServiceSettings, Store  # noqa: TC001 - FastAPI reads the annotations
@@ -29,7 +31,7 @@ BYTE_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 ETags = Annotated[str | None, Header()]
 
 
-@router.get("/v1/artifacts/{artifact_id}", responses=problems(404, 503))
+@router.get("/v1/artifacts/{artifact_id}", responses={200: answer(Artifact), **problems(404, 503)})
 def get_artifact(artifact_id: ArtifactId, store: Store, caller: Identity) -> dict[str, Any]:
     """Describe one artifact: kind, name, size, sha256."""
     return _find(store, artifact_id, caller.owner)[0]

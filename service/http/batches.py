@@ -12,6 +12,9 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from service.http.answers.base import answer
+from service.http.answers.batches import Batch, BatchPage, BatchResultPage
+from service.http.answers.jobs import EventPage
 from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import Problem, invalid, problems, unknown
 from service.http.jobs import IdempotencyKey, hash_body
@@ -47,7 +50,6 @@ MAX_PARAMETER: Final = 16 * 1024
 RESULTS_AT_ONCE: Final = 500
 """Results that a stream reads in one transaction."""
 
-BATCH_ANSWER: Final[dict[str, Any]] = {"content": {"application/json": {"schema": {"type": "object"}}}}
 _LINES_SCHEMA: Final = {
     "type": "string",
     "description": 'One BatchLine a line: {"custom_id": "…", "body": {"prompt": "…"}}. Options go into the URL: '
@@ -59,15 +61,6 @@ REQUEST_BODY: Final[dict[str, Any]] = {
         "content": {
             "application/json": {"schema": {"$ref": "#/components/schemas/BatchRequest"}},
             **{name: {"schema": _LINES_SCHEMA} for name in LINES_TYPES},
-        },
-    }
-}
-RESULTS_ANSWER: Final[dict[int | str, dict[str, Any]]] = {
-    200: {
-        "description": "A page of results, or with `Accept: application/jsonl` all of them, one a line",
-        "content": {
-            "application/json": {"schema": {"type": "object"}},
-            "application/jsonl": {"schema": {"type": "string"}},
         },
     }
 }
@@ -90,7 +83,7 @@ ResultsCursor = Annotated[
     int, Query(ge=-1, le=MAX_ITEMS, description="Only results behind this number: `next_cursor`.")
 ]
 STEERED: Final[dict[int | str, dict[str, Any]]] = {
-    200: {**BATCH_ANSWER, "description": "The batch"},
+    200: answer(Batch),
     **problems(404, 409, 503),
 }
 
@@ -100,7 +93,7 @@ STEERED: Final[dict[int | str, dict[str, Any]]] = {
     status_code=202,
     openapi_extra=REQUEST_BODY,
     responses={
-        202: {**BATCH_ANSWER, "description": "Accepted; `Location` is the batch"},
+        202: answer(Batch, "Accepted; `Location` is the batch"),
         **problems(400, 409, 413, 415, 422, 429, 503),
     },
 )
@@ -147,7 +140,7 @@ async def submit_batch(
     return JSONResponse(batch, 202, {"Location": f"/v1/batches/{batch['id']}"})
 
 
-@router.get("/v1/batches", responses=problems(422, 503))
+@router.get("/v1/batches", responses={200: answer(BatchPage), **problems(422, 503)})
 def list_batches(
     batches: Batches, caller: Identity, cursor: Cursor = None, limit: Limit = 50
 ) -> dict[str, Any]:
@@ -156,7 +149,7 @@ def list_batches(
     return {"items": found, "next_cursor": next_cursor}
 
 
-@router.get("/v1/batches/{batch_id}", responses=problems(404, 503))
+@router.get("/v1/batches/{batch_id}", responses={200: answer(Batch), **problems(404, 503)})
 def get_batch(batch_id: BatchId, batches: Batches, caller: Identity) -> dict[str, Any]:
     """Tell how far a batch is; its counts always add up to `total`."""
     return _found(batch_id, batches.get(batch_id, caller.owner))
@@ -177,7 +170,11 @@ def resume_batch(batch_id: BatchId, batches: Batches, caller: Identity) -> dict[
 @router.post(
     "/v1/batches/{batch_id}/cancel",
     status_code=202,
-    responses={200: {**BATCH_ANSWER, "description": "Ended"}, **problems(404, 503)},
+    responses={
+        202: answer(Batch, "Its running jobs are being told"),
+        200: answer(Batch, "Ended"),
+        **problems(404, 503),
+    },
 )
 def cancel_batch(batch_id: BatchId, batches: Batches, caller: Identity) -> Response:
     """End a batch: 200 when it has ended, 202 while running jobs are being told; harmless to repeat."""
@@ -188,7 +185,7 @@ def cancel_batch(batch_id: BatchId, batches: Batches, caller: Identity) -> Respo
 @router.post(
     "/v1/batches/{batch_id}/retry-failed",
     status_code=202,
-    responses={202: {**BATCH_ANSWER, "description": "The batch"}, **problems(404, 409, 503)},
+    responses={202: answer(Batch), **problems(404, 409, 503)},
 )
 def retry_failed(batch_id: BatchId, batches: Batches, caller: Identity) -> dict[str, Any]:
     """Make a new job, with `retry_of`, for each line whose job has failed; its counts are of the newest ones."""
@@ -200,7 +197,10 @@ def retry_failed(batch_id: BatchId, batches: Batches, caller: Identity) -> dict[
 @router.get(
     "/v1/batches/{batch_id}/results",
     response_class=Response,
-    responses={**RESULTS_ANSWER, **problems(404, 422, 503)},
+    responses={
+        200: answer(BatchResultPage) | {"content": {"application/jsonl": {"schema": {"type": "string"}}}},
+        **problems(404, 422, 503),
+    },
 )
 def results(
     request: Request,
@@ -224,7 +224,7 @@ def results(
     "/v1/batches/{batch_id}/events",
     response_class=Response,
     responses={
-        200: {"content": {"text/event-stream": {}, "application/json": {}}, "description": "The log"},
+        200: answer(EventPage) | {"content": {"text/event-stream": {}}},
         204: {"description": "The batch has ended and the log holds nothing after this id"},
         **problems(404, 422, 429, 503),
     },

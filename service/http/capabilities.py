@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from fastapi import APIRouter
 
+from service.http.answers.base import answer
+from service.http.answers.operation import MethodPage, RewardPage
 from service.http.errors import problems
 from service.http.requests import Store  # noqa: TC001 - FastAPI reads the annotations
 from service.jobs.capabilities import embedded_capabilities
@@ -30,7 +32,7 @@ METHODS: Final[dict[str, type[BaseModel]]] = {
 }
 
 
-@router.get("/v1/methods", responses=problems(503))
+@router.get("/v1/methods", responses={200: answer(MethodPage), **problems(503)})
 def list_methods(store: Store) -> dict[str, Any]:
     """List the methods that workers can run, with the defaults, ranges and sources of their knobs.
 
@@ -54,7 +56,7 @@ def list_methods(store: Store) -> dict[str, Any]:
     }
 
 
-@router.get("/v1/rewards", responses=problems(503))
+@router.get("/v1/rewards", responses={200: answer(RewardPage), **problems(503)})
 def list_rewards(store: Store) -> dict[str, Any]:
     """List the rewards that workers can steer with, with license, range and hash of the weights.
 

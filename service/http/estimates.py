@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
+from service.http.answers.base import answer
+from service.http.answers.jobs import Estimate
 from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import problems
 from service.http.jobs import REQUEST_BODY
@@ -23,7 +25,11 @@ __all__ = ["router"]
 router = APIRouter(tags=["jobs"])
 
 
-@router.post("/v1/estimates", openapi_extra=REQUEST_BODY, responses=problems(400, 413, 415, 422, 503))
+@router.post(
+    "/v1/estimates",
+    openapi_extra=REQUEST_BODY,
+    responses={200: answer(Estimate), **problems(400, 413, 415, 422, 503)},
+)
 async def estimate(
     request: Request, store: Store, settings: ServiceSettings, caller: Identity
 ) -> dict[str, Any]:

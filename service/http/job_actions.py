@@ -11,9 +11,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, Field, ValidationError
 
+from service.http.answers.base import answer
+from service.http.answers.jobs import Job
 from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import Problem, problems, unknown
-from service.http.jobs import JOB_ANSWER, IdempotencyKey, hash_body
+from service.http.jobs import IdempotencyKey, hash_body
 from service.http.requests import JobId, Objects, Store, read_json, read_json_if_any
 from service.jobs.admission import read_as
 from service.jobs.capabilities import embedded_capabilities
@@ -71,8 +73,8 @@ def _body(model: type[Part], *, required: bool) -> dict[str, Any]:
     status_code=202,
     openapi_extra=_body(CancelRequest, required=False),
     responses={
-        202: {**JOB_ANSWER, "description": "Its worker is being told"},
-        200: {**JOB_ANSWER, "description": "Ended"},
+        202: answer(Job, "Its worker is being told"),
+        200: answer(Job, "Ended"),
         **problems(400, 404, 413, 415, 422, 503),
     },
 )
@@ -98,7 +100,7 @@ async def cancel_job(request: Request, job_id: JobId, store: Store, caller: Iden
     "/v1/jobs/{job_id}/retry",
     status_code=202,
     responses={
-        202: {**JOB_ANSWER, "description": "Queued; `Location` is the new job"},
+        202: answer(Job, "Queued; `Location` is the new job"),
         **problems(404, 409, 422, 429, 503),
     },
 )
@@ -114,10 +116,7 @@ def retry_job(
     "/v1/jobs/{job_id}/keep",
     openapi_extra=_body(KeepRequest, required=True),
     responses={
-        200: {
-            **JOB_ANSWER,
-            "description": "The job, whose `result` says what is kept, and that a person said so",
-        },
+        200: answer(Job, "The job, whose `result` says what is kept, and that a person said so"),
         **problems(400, 404, 409, 410, 413, 415, 422, 503),
     },
 )

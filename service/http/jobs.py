@@ -14,6 +14,8 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
+from service.http.answers.base import answer
+from service.http.answers.jobs import ArtifactPage, Job, JobPage
 from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import invalid, problems, unknown
 from service.http.group_commit import GroupCommit
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from service.jobs.store import JobStore
     from service.settings import Settings
 
-__all__ = ["JOB_ANSWER", "REQUEST_BODY", "IdempotencyKey", "Post", "hash_body", "router", "submit_posts"]
+__all__ = ["REQUEST_BODY", "IdempotencyKey", "Post", "hash_body", "router", "submit_posts"]
 
 router = APIRouter(tags=["jobs"])
 
@@ -41,7 +43,6 @@ MAX_WAIT_S: Final = 60
 WAIT_POLL_S: Final = 0.25
 METADATA_PARAMETER: Final = re.compile(r"metadata\[([A-Za-z0-9_.-]{1,64})\]")
 
-JOB_ANSWER: Final[dict[str, Any]] = {"content": {"application/json": {"schema": {"type": "object"}}}}
 REQUEST_BODY: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
@@ -61,8 +62,8 @@ Cursor = Annotated[
 ]
 Limit = Annotated[int, Query(ge=1, le=100, description="Jobs a page.")]
 SUBMIT_ANSWERS: Final = {
-    202: {**JOB_ANSWER, "description": "Queued; `Location` is the job"},
-    200: {**JOB_ANSWER, "description": "Ended within the preferred wait"},
+    202: answer(Job, "Queued; `Location` is the job"),
+    200: answer(Job, "Ended within the preferred wait"),
     **problems(400, 413, 415, 422, 429, 503),
 }
 
@@ -104,7 +105,7 @@ async def submit(
     return JSONResponse(job, status, headers)
 
 
-@router.get("/v1/jobs", responses=problems(422, 503))
+@router.get("/v1/jobs", responses={200: answer(JobPage), **problems(422, 503)})
 def list_jobs(
     request: Request,
     store: Store,
@@ -130,7 +131,7 @@ def list_jobs(
     return {"items": jobs, "next_cursor": next_cursor}
 
 
-@router.get("/v1/jobs/{job_id}", responses=problems(404, 503))
+@router.get("/v1/jobs/{job_id}", responses={200: answer(Job), **problems(404, 503)})
 def get_job(job_id: JobId, store: Store, caller: Identity) -> dict[str, Any]:
     """Tell the whole truth about one job."""
     job = store.get(job_id, caller.owner)
@@ -139,7 +140,7 @@ def get_job(job_id: JobId, store: Store, caller: Identity) -> dict[str, Any]:
     return job
 
 
-@router.get("/v1/jobs/{job_id}/artifacts", responses=problems(404, 503))
+@router.get("/v1/jobs/{job_id}/artifacts", responses={200: answer(ArtifactPage), **problems(404, 503)})
 def list_artifacts(job_id: JobId, store: Store, caller: Identity) -> dict[str, Any]:
     """List a job's files."""
     if store.get(job_id, caller.owner) is None:

@@ -9,6 +9,8 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
+from service.http.answers.base import answer
+from service.http.answers.operation import KeyPage, KeyWithToken
 from service.http.auth import Admin  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import Problem, problems
 from service.http.requests import Store, read_json
@@ -24,10 +26,6 @@ BODY: Final[dict[str, Any]] = {
         "required": True,
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/NewKey"}}},
     }
-}
-MADE: Final[dict[str, Any]] = {
-    "content": {"application/json": {"schema": {"type": "object"}}},
-    "description": "Made; `token` is the key itself, and never shown again",
 }
 
 
@@ -50,7 +48,10 @@ Keys = Annotated[KeyStore, Depends(_keys)]
     "/v1/keys",
     status_code=201,
     openapi_extra=BODY,
-    responses={201: MADE, **problems(400, 413, 415, 422, 503)},
+    responses={
+        201: answer(KeyWithToken, "Made; `token` is the key itself, and never shown again"),
+        **problems(400, 413, 415, 422, 503),
+    },
 )
 async def create_key(request: Request, keys: Keys, caller: Admin) -> Response:
     """Make a key; `{"name": "…"}` alone is enough.
@@ -68,7 +69,7 @@ async def create_key(request: Request, keys: Keys, caller: Admin) -> Response:
     return JSONResponse({**document, "token": token}, 201, {"Cache-Control": "no-store"})
 
 
-@router.get("/v1/keys", responses=problems(503))
+@router.get("/v1/keys", responses={200: answer(KeyPage), **problems(503)})
 def list_keys(keys: Keys, caller: Admin) -> dict[str, Any]:
     """List all keys of all owners, revoked ones too, the oldest first."""
     return {"items": keys.list_keys(), "next_cursor": None}

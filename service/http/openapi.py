@@ -141,9 +141,14 @@ def _complete(document: Schema, settings: Settings) -> Schema:
 
 
 def _correct(operation: Schema, components: Schema) -> None:
-    """Put our problems where the framework describes its own 422; describe parameters as what they can be."""
+    """Describe our problems where the framework has its own 422, and parameters and answers as what they can be."""
     if "application/json" in operation["responses"].get("422", {}).get("content", {}):
         operation["responses"] |= {str(status): answer for status, answer in problems(422).items()}
+    for answer in operation["responses"].values():
+        schema = answer.get("content", {}).get("application/json", {}).get("schema", {})
+        if "$ref" in schema:
+            # Beside the model that the route names stands what the framework has read off its signature.
+            answer["content"]["application/json"]["schema"] = {"$ref": schema["$ref"]}
     parameters = operation.get("parameters", [])
     for parameter in parameters:
         _without_null(parameter["schema"])

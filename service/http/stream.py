@@ -15,6 +15,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
+from service.http.answers.base import answer
+from service.http.answers.jobs import EventPage
 from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import Problem, problems, unknown
 from service.http.requests import JobId, Store  # noqa: TC001 - FastAPI reads the annotations
@@ -57,7 +59,7 @@ PageSize = Annotated[int, Query(ge=1, le=1_000, description="JSON only: events a
     "/v1/jobs/{job_id}/events",
     response_class=Response,
     responses={
-        200: {"content": {"text/event-stream": {}, "application/json": {}}, "description": "The log"},
+        200: answer(EventPage) | {"content": {"text/event-stream": {}}},
         204: {"description": "The job has ended and the log holds nothing after this id"},
         **problems(404, 422, 429, 503),
     },

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query
 from pydantic import BeforeValidator
 
+from service.http.answers.base import answer
+from service.http.answers.operation import Queue, UsagePage
 from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import Problem, problems
 from service.http.requests import ServiceSettings, Store  # noqa: TC001 - FastAPI reads the annotations
@@ -36,7 +38,7 @@ Day = Annotated[_Day, Query(description="UTC, such as 2026-01-31; both ends are 
 PageEnd = Annotated[_Day, Query(description="`next_cursor` of the page before.")]
 
 
-@router.get("/v1/queue", responses=problems(503))
+@router.get("/v1/queue", responses={200: answer(Queue), **problems(503)})
 def get_queue(store: Store, settings: ServiceSettings, caller: Identity) -> dict[str, Any]:
     """Tell how much waits by priority, what works on it, whether the fleet is changing, and the oldest wait.
 
@@ -47,7 +49,7 @@ def get_queue(store: Store, settings: ServiceSettings, caller: Identity) -> dict
     return queue
 
 
-@router.get("/v1/usage", responses=problems(403, 422, 503))
+@router.get("/v1/usage", responses={200: answer(UsagePage), **problems(403, 422, 503)})
 def get_usage(
     store: Store,
     caller: Identity,

@@ -13,6 +13,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, Field, WithJsonSchema
 
+from service.http.answers.base import answer
+from service.http.answers.webhooks import Delivery, DeliveryPage, Webhook, WebhookPage, WebhookWithSecret
 from service.http.auth import Identity  # noqa: TC001 - FastAPI reads the annotations
 from service.http.errors import Problem, problems, unknown
 from service.http.jobs import IdempotencyKey, hash_body
@@ -39,7 +41,6 @@ router = APIRouter(tags=["webhooks"])
 _T = TypeVar("_T")
 
 _ULID: Final = "[0-9A-HJKMNP-TV-Z]{26}"
-WEBHOOK_ANSWER: Final[dict[str, Any]] = {"content": {"application/json": {"schema": {"type": "object"}}}}
 
 
 def _known(event_type: str) -> str:
@@ -126,7 +127,7 @@ def _body(model: type[Part]) -> dict[str, Any]:
     status_code=201,
     openapi_extra=_body(WebhookRequest),
     responses={
-        201: {**WEBHOOK_ANSWER, "description": "Made; `secret` verifies its messages, keep it"},
+        201: answer(WebhookWithSecret, "Made; `secret` verifies its messages, keep it"),
         **problems(400, 409, 413, 415, 422, 503),
     },
 )
@@ -161,7 +162,7 @@ async def create_webhook(
     return JSONResponse(made, 201, {"Location": f"/v1/webhooks/{made['id']}", "Cache-Control": "no-store"})
 
 
-@router.get("/v1/webhooks", responses=problems(422, 503))
+@router.get("/v1/webhooks", responses={200: answer(WebhookPage), **problems(422, 503)})
 def list_webhooks(
     webhooks: Webhooks,
     caller: Identity,
@@ -175,10 +176,7 @@ def list_webhooks(
 
 @router.post(
     "/v1/webhooks/default",
-    responses={
-        200: {**WEBHOOK_ANSWER, "description": "The default webhook with its secret"},
-        **problems(503),
-    },
+    responses={200: answer(WebhookWithSecret, "The default webhook with its secret"), **problems(503)},
 )
 def default_webhook(webhooks: Webhooks, caller: Identity) -> Response:
     """Show the webhook that signs what goes to the `webhook` URLs of single jobs, with its secret.
@@ -189,7 +187,7 @@ def default_webhook(webhooks: Webhooks, caller: Identity) -> Response:
     return _secret(webhooks.default(caller.owner))
 
 
-@router.get("/v1/webhooks/{webhook_id}", responses=problems(404, 503))
+@router.get("/v1/webhooks/{webhook_id}", responses={200: answer(Webhook), **problems(404, 503)})
 def get_webhook(webhook_id: WebhookId, webhooks: Webhooks, caller: Identity) -> dict[str, Any]:
     """Show one webhook, without its secret."""
     return _found(webhooks.get(webhook_id, caller.owner), webhook_id)
@@ -199,7 +197,7 @@ def get_webhook(webhook_id: WebhookId, webhooks: Webhooks, caller: Identity) -> 
     "/v1/webhooks/{webhook_id}",
     openapi_extra=_body(WebhookChange),
     responses={
-        200: {**WEBHOOK_ANSWER, "description": "Changed"},
+        200: answer(Webhook, "Changed"),
         **problems(400, 404, 409, 413, 415, 422, 503),
     },
 )
@@ -237,7 +235,7 @@ def delete_webhook(webhook_id: WebhookId, webhooks: Webhooks, caller: Identity) 
 
 @router.post(
     "/v1/webhooks/{webhook_id}/rotate",
-    responses={200: {**WEBHOOK_ANSWER, "description": "The new secret"}, **problems(404, 503)},
+    responses={200: answer(WebhookWithSecret, "The webhook with its new secret"), **problems(404, 503)},
 )
 def rotate_secret(webhook_id: WebhookId, webhooks: Webhooks, caller: Identity) -> Response:
     """Draw a new secret; for 24 hours messages carry a signature with the old one too."""
@@ -247,7 +245,7 @@ def rotate_secret(webhook_id: WebhookId, webhooks: Webhooks, caller: Identity) -
 @router.post(
     "/v1/webhooks/{webhook_id}/test",
     status_code=202,
-    responses={202: {**WEBHOOK_ANSWER, "description": "To be sent"}, **problems(404, 409, 503)},
+    responses={202: answer(Delivery, "To be sent"), **problems(404, 409, 503)},
 )
 def test_webhook(webhook_id: WebhookId, webhooks: Webhooks, caller: Identity) -> Response:
     """Send a message of type `webhook.test`; the deliveries show what came of it."""
@@ -255,7 +253,10 @@ def test_webhook(webhook_id: WebhookId, webhooks: Webhooks, caller: Identity) ->
     return JSONResponse(_found(message, webhook_id), 202)
 
 
-@router.get("/v1/webhooks/{webhook_id}/deliveries", responses=problems(404, 422, 503))
+@router.get(
+    "/v1/webhooks/{webhook_id}/deliveries",
+    responses={200: answer(DeliveryPage), **problems(404, 422, 503)},
+)
 def list_deliveries(
     webhook_id: WebhookId,
     webhooks: Webhooks,
@@ -277,7 +278,7 @@ def list_deliveries(
 @router.post(
     "/v1/webhooks/{webhook_id}/deliveries/{message_id}/replay",
     status_code=202,
-    responses={202: {**WEBHOOK_ANSWER, "description": "To be sent again"}, **problems(404, 503)},
+    responses={202: answer(Delivery, "To be sent again"), **problems(404, 503)},
 )
 def replay_message(
     webhook_id: WebhookId, message_id: MessageId, webhooks: Webhooks, caller: Identity

@@ -11,8 +11,10 @@ import httpx
 import pytest
 import uvicorn
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from fastapi.routing import APIRoute
+from starlette.routing import Match
 
-from service.http.api import build_api
+from service.http.api import RESOURCES, build_api, probes
 from service.jobs.objects import ObjectStore, artifact_key, open_object_store
 from service.jobs.states import Lease, NewArtifact, Stage
 from service.jobs.store import JobStore
@@ -23,14 +25,50 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fastapi import FastAPI
+    from pydantic import BaseModel
 
 GLB = b"glTF\2\0\0\0" + bytes(range(256)) * 8
+MESH: dict[str, Any] = {
+    "faces": 12,
+    "vertices": 8,
+    "watertight": True,
+    "components": 1,
+    "non_manifold_edges": 0,
+    "size_bytes": len(GLB),
+    "texture_px": None,
+    "iso_level": 5.0,
+    "agreement": 0.97,
+    "bounds": [[-0.5, -0.5, -0.5], [0.5, 0.5, 0.5]],
+}
+CANDIDATE: dict[str, Any] = {
+    "index": 0,
+    "seed": 7,
+    "scores": {"reward": 0.8},
+    "referee": None,
+    "kept": True,
+    "files": ["object.glb"],
+    "mesh": MESH,
+    "field_sha256": "0" * 64,
+}
 RESULT: dict[str, Any] = {
-    "candidates": [{"index": 0, "scores": {"reward": 0.8}, "referee": None, "kept": True}],
-    "mesh": {"faces": 12, "watertight": True, "components": 1, "agreement": 0.97},
-    "provenance": {"code": "test", "seed": 7, "weights": {}, "determinism": "none"},
+    "candidates": [CANDIDATE],
+    "mesh": MESH,
+    "provenance": {
+        "code": "test",
+        "preset": None,
+        "preset_changes": [],
+        "prior": "embedded",
+        "method": "dreamdpo",
+        "seed": 7,
+        "weights": {},
+        "torch": "2",
+        "determinism": "none",
+        "field_sha256": "0" * 64,
+    },
     "licenses": [],
 }
+"""As a worker tells it."""
+ROUTES = [route for resource in RESOURCES for route in resource.router.routes] + probes.routes
 
 
 @pytest.fixture
@@ -95,13 +133,27 @@ class InProcess(httpx.BaseTransport):
         self._portal = portal
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        return self._portal.call(self._answer, request)
+        answer = self._portal.call(self._answer, request)
+        check_documented(request, answer)
+        return answer
 
     async def _answer(self, request: httpx.Request) -> httpx.Response:
         request.read()
         answer = await self._transport.handle_async_request(request)
         content = await answer.aread()
         return httpx.Response(answer.status_code, headers=answer.headers, content=content)
+
+
+def check_documented(request: httpx.Request, answer: httpx.Response) -> None:
+    """Hold a success in JSON against the model that its route's documentation names: all of it, and nothing else."""
+    if not (answer.is_success and answer.content) or answer.headers["content-type"] != "application/json":
+        return
+    asked = {"type": "http", "method": request.method, "path": request.url.path}
+    for route in ROUTES:
+        if isinstance(route, APIRoute) and route.matches(asked)[0] is Match.FULL:
+            model: type[BaseModel] = route.responses[answer.status_code]["model"]
+            model.model_validate_json(answer.content, extra="forbid")
+            return
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from service.client_errors import DownloadError, InvalidRequestError, RefusedErr
 from service.jobs.objects import artifact_key
 from service.jobs.states import NewArtifact
 from service.jobs.store import JobStore
-from tests.unit.service.conftest import RESULT
+from tests.unit.service.conftest import CANDIDATE, MESH, RESULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,13 +47,13 @@ def make(store: JobStore, objects: ObjectStore) -> Callable[..., None]:
                 NewArtifact("glb", name, "model/gltf-binary", info.size_bytes, info.sha256, key, index)
             )
         candidates = [
-            {
+            CANDIDATE
+            | {
                 "index": index,
                 "scores": {"reward": 0.8 if index == 1 else 0.1},
-                "referee": None,
                 "kept": index == 1,
                 "files": [] if index == 2 else [f"mesh-{index}.glb"],
-                "mesh": {"faces": index},
+                "mesh": MESH | {"faces": index},
                 "field_sha256": str(index) * 64,
             }
             for index in range(3)

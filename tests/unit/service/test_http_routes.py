@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import jsonschema_rs
 import pytest
+from pydantic import ValidationError
 from starlette.routing import Route
 
 from service.http.api import RESOURCES, probes
 from service.jobs.capabilities import embedded_capabilities
+from service.jobs.states import JobState
+from tests.unit.service.conftest import check_documented
 
 if TYPE_CHECKING:
-    import httpx
     from fastapi import FastAPI
 
     from service.jobs.store import JobStore
@@ -142,8 +145,11 @@ def test_every_operation_says_what_it_does_and_what_it_may_answer(
         if "requestBody" in operation:
             assert {"400", "413", "415", "422"} <= answers.keys(), where
         for status, answer in answers.items():
+            content = answer.get("content", {})
             if status >= "400":
-                assert "application/problem+json" in answer["content"], f"{where} {status}"
+                assert "application/problem+json" in content, f"{where} {status}"
+            elif "application/json" in content:
+                assert content["application/json"]["schema"].keys() == {"$ref"}, f"{where} {status}"
 
 
 def test_every_reference_of_the_document_leads_somewhere(http: httpx.Client) -> None:
@@ -160,6 +166,29 @@ def test_every_reference_of_the_document_leads_somewhere(http: httpx.Client) -> 
         for part in reference.removeprefix("#/").split("/"):
             assert part in found, reference
             found = found[part]
+
+
+def test_a_generated_client_knows_the_fields_of_a_job(http: httpx.Client) -> None:
+    schemas = http.get("/openapi.json").json()["components"]["schemas"]
+    job = http.post("/generate", json={"prompt": "a red cube"}).json()
+    assert schemas["Job"]["properties"].keys() == set(schemas["Job"]["required"]) == job.keys()
+    assert schemas["JobState"]["enum"] == [*JobState]
+    assert "max_attempts" in schemas["Job"]["properties"]["failures"]["description"]
+    # A server that answers more than this client knows is no error.
+    assert "additionalProperties" not in schemas["Job"]
+
+
+@pytest.mark.parametrize("change", [{"mood": "fine"}, {"status": "happy"}, {"created_at": 7}, {}])
+def test_an_answer_that_is_not_as_documented_fails_its_test(
+    http: httpx.Client, change: dict[str, object]
+) -> None:
+    job = http.post("/generate", json={"prompt": "a red cube"}).json()
+    asked = httpx.Request("GET", f"http://dreamserve/v1/jobs/{job['id']}")
+    check_documented(asked, httpx.Response(200, json=job))
+    if not change:
+        del job["queue"]
+    with pytest.raises(ValidationError):
+        check_documented(asked, httpx.Response(200, json=job | change))
 
 
 def test_what_creates_something_takes_an_idempotency_key(
