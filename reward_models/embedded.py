@@ -234,10 +234,11 @@ def _transformer(width: int, layers: int) -> nn.Module:
     return nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
 
-def load_embedded_reward(weights: Path) -> EmbeddedReward:
+def load_embedded_reward(weights: Path, name: str | None = None) -> EmbeddedReward:
     """Load a reward from its safetensors file (fp16), as fp32, frozen, in eval mode.
 
-    Raises ValueError when the file is damaged, foreign or misses a tensor, naming file and key.
+    Raises ValueError when the file is damaged, foreign, misses a tensor or holds another reward than `name`, naming
+    file and key.
     """
     try:
         with safetensors.safe_open(weights, framework="pt") as file:
@@ -245,12 +246,13 @@ def load_embedded_reward(weights: Path) -> EmbeddedReward:
         tensors = safetensors.torch.load_file(weights)
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(
-            f"{weights.name} cannot be read as safetensors ({error}); "
-            "restore the shipped file or run `make train-embedded`"
+            f"{weights.name} cannot be read as safetensors ({error}); restore it, or train it anew"
         ) from error
     if "embedded_reward" not in metadata:
         raise ValueError(f"{weights.name} is no embedded reward: its metadata has no key 'embedded_reward'")
     reward = EmbeddedReward(EmbeddedRewardConfig(**json.loads(metadata["embedded_reward"])))
+    if name not in (None, reward.config.name):
+        raise ValueError(f"{weights.name} holds the reward {reward.config.name!r}, not {name!r}")
     own = {name: tensor.shape for name, tensor in reward.state_dict().items()}
     if unmatched := sorted(own.items() ^ {name: tensor.shape for name, tensor in tensors.items()}.items()):
         raise ValueError(

@@ -139,11 +139,7 @@ def open_trainable(start: Start) -> TrainableReward:
     if start.name in ("reward3d", "reward3d-crossview"):
         kind = Reward3DScorer if start.name == "reward3d" else Reward3DCrossView
         return TrainableBlip(_open_reward3d(kind, start), start.fix_rate)
-    embedded = load_embedded_reward(start.weights)
-    if embedded.config.name != start.name:
-        raise ValueError(
-            f"{start.weights.name} holds the reward {embedded.config.name!r}, not {start.name!r}"
-        )
+    embedded = load_embedded_reward(start.weights, start.name)
     if start.renew:
         torch.manual_seed(start.seed)
         _renew(embedded, EmbeddedReward(embedded.config), start.renew)

@@ -24,6 +24,7 @@ __all__ = [
     "ARTIFACTS",
     "FOLDER_FILES",
     "FOLDER_WEIGHTS",
+    "RETRAINED",
     "Artifact",
     "commercial_use",
     "file_hashes",
@@ -203,6 +204,18 @@ def _reward(name: PublishedRewardName) -> Artifact:
 
 ARTIFACTS: dict[str, Artifact] = {one.name: one for one in (*_PRIORS, *map(_reward, PUBLISHED))}
 """All published priors and rewards that this release can load."""
+RETRAINED: dict[str, Artifact] = {
+    name: Artifact(
+        name,
+        "reward",
+        (PublishedFile(f"{name}-reward.safetensors", "`dreamserve reward train`"),),
+        license="Apache-2.0",
+        size="1.1 MB",
+        views=views,
+    )
+    for name, views in (("embedded-multiview", 4), ("embedded-alignment", None))
+}
+"""Embedded rewards that were trained further: imported, each takes the place of the shipped one."""
 
 
 class Noted(NamedTuple):

@@ -116,7 +116,7 @@ def check_gpu(settings: Settings) -> Checked:
 def check_weights(settings: Settings) -> Iterator[Checked]:
     """Are the shipped weights, and those in the weights folder, the bytes that were shipped and imported?"""
     from service.doctor import Checked
-    from workers.artifacts import ARTIFACTS
+    from workers.artifacts import ARTIFACTS, RETRAINED
     from workers.weights import EMBEDDED_PRIOR, EMBEDDED_REWARDS
 
     shipped = (EMBEDDED_PRIOR, *EMBEDDED_REWARDS.values())
@@ -127,7 +127,7 @@ def check_weights(settings: Settings) -> Iterator[Checked]:
     else:
         yield Checked("weights", "ok", f"{len(shipped)} shipped networks, as their sha256 files say")
     folder = settings.weights_folder
-    for artifact in ARTIFACTS.values():
+    for artifact in (*ARTIFACTS.values(), *RETRAINED.values()):
         if artifact.present(folder):
             yield _check_imported(artifact, folder)
 

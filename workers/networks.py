@@ -19,7 +19,7 @@ from workers.cameras import CameraRig, orbit_cameras
 from workers.judges import JUDGE, judge_facts, load_judge
 from workers.judging import SharedReward
 from workers.survey import Published, survey
-from workers.weights import EMBEDDED_PRIOR, REWARD_NAMES, load_reward
+from workers.weights import EMBEDDED_PRIOR, REWARD_NAMES, is_retrained, load_reward
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -190,8 +190,9 @@ def load_networks(
     # The first optimizer of a process makes torch import for seconds: not in the first job's time.
     embedded.make_field(embedded.device).new_optimizer()
     shared = remote_rewards or {}
-    rewards = _shared_rewards(shared) | _shipped_rewards([one for one in REWARD_NAMES if one not in shared])
     weights, device = settings.weights_folder, _device(settings)
+    own = [name for name in REWARD_NAMES if name not in shared]
+    rewards = _shared_rewards(shared) | _embedded_rewards(own, weights)
     published = _with_judge(survey(weights), settings)
     return Networks(
         OnDemand(
@@ -239,8 +240,8 @@ def _load_judge(settings: Settings, device: torch.device, facts: RewardFacts) ->
     return replace(_local_reward(strict, cpu), as_override=_local_reward(tolerant, cpu).reward)
 
 
-def _shipped_rewards(names: Iterable[str]) -> dict[str, LoadedReward]:
-    return {name: _local_reward(load_reward(name), torch.device("cpu")) for name in names}
+def _embedded_rewards(names: Iterable[str], weights: Path) -> dict[str, LoadedReward]:
+    return {name: _local_reward(load_reward(name, weights), torch.device("cpu")) for name in names}
 
 
 def _shared_rewards(remote: Mapping[str, RemoteReward]) -> dict[str, LoadedReward]:
@@ -350,7 +351,7 @@ def _reward_facts(card: RewardCard, *, steers: bool = True) -> RewardFacts:
         multiview=card.views is not None and card.views > 1,
         views=card.views,
         score_range=card.value_range,
-        typical=typical_scores(card.name),
+        typical=None if is_retrained(card) else typical_scores(card.name),
         steers=steers,
         details={"uses_prompt": card.uses_prompt, "views": card.views},
     )

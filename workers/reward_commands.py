@@ -119,6 +119,7 @@ def train(
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"Wrote {output} and its record {output.with_suffix('.json').name}", err=True)
+    typer.echo(f"For jobs to use it: dreamserve weights import {_importable(reward, output)}", err=True)
     told = {name: record["test"][name] for name in ("accuracy", "interval", "decided")}
     typer.echo(json.dumps({"file": str(output), **told, "steps": record["steps"]}))
 
@@ -143,6 +144,14 @@ def _weights(reward: str, given: Path | None) -> Path:
     if reward not in EMBEDDED_REWARDS:
         raise ValueError(f"reward {reward!r} does not come with this release: give its --weights")
     return EMBEDDED_REWARDS[reward]
+
+
+def _importable(reward: str, output: Path) -> Path:
+    """Name what an import would recognize: a published network by its name, an embedded reward by what is in it."""
+    from workers.artifacts import ARTIFACTS
+
+    published = ARTIFACTS.get(reward)
+    return output if published is None else output.with_name(published.choices(published.files[0].name)[-1])
 
 
 def _ray(workers: int, address: str | None) -> AbstractContextManager[None]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reward_models.published import PUBLISHED, load_published
-from workers.artifacts import ARTIFACTS
+from workers.artifacts import ARTIFACTS, RETRAINED
 
 if TYPE_CHECKING:
-    from reward_models.contracts import RewardModel
+    from reward_models.contracts import RewardCard, RewardModel
 
 __all__ = [
     "EMBEDDED_PRIOR",
@@ -20,7 +20,9 @@ __all__ = [
     "EMBEDDED_WEAK_PRIOR",
     "REWARD_NAMES",
     "check_weights",
+    "is_retrained",
     "load_reward",
+    "reward_file",
 ]
 
 _EMBEDDED = Path(__file__).parent / "embedded" / "weights"
@@ -46,15 +48,30 @@ def check_weights() -> None:
         )
 
 
-def load_reward(name: str, weights: Path | None = None) -> RewardModel:
-    """Load one reward network into this process: a shipped one, or a published one of the weights folder.
+def reward_file(name: str, weights: Path | None = None) -> Path:
+    """Find the weights of an embedded reward: a retrained one in the weights folder takes the shipped one's place."""
+    shipped = EMBEDDED_REWARDS[name]
+    retrained = None if weights is None else RETRAINED[name].path(weights) / shipped.name
+    return retrained if retrained is not None and retrained.is_file() else shipped
 
-    Raises ValueError when a file is missing or damaged, naming it.
+
+def is_retrained(card: RewardCard) -> bool:
+    """Tell whether this is an embedded reward of other weights than the shipped ones."""
+    shipped = EMBEDDED_REWARDS.get(card.name)
+    return (
+        shipped is not None and card.weights_sha256 != shipped.with_suffix(".sha256").read_text().split()[0]
+    )
+
+
+def load_reward(name: str, weights: Path | None = None) -> RewardModel:
+    """Load one reward network into this process: a shipped one, or one of the weights folder.
+
+    Raises ValueError when a file is missing or damaged, or holds another reward, naming it.
     """
     if name in EMBEDDED_REWARDS:
         from reward_models.embedded import load_embedded_reward
 
-        return load_embedded_reward(EMBEDDED_REWARDS[name])
+        return load_embedded_reward(reward_file(name, weights), name)
     if name in PUBLISHED and weights is not None:
         return load_published(name, ARTIFACTS[name].folder(weights))
     raise ValueError(

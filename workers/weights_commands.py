@@ -36,11 +36,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document a line."
 
 @weights_app.command("list")
 def list_weights(folder: Folder = None, as_json: AsJson = False) -> None:
-    """List the priors and rewards that can be imported: files, size, license, present or missing."""
-    from workers.artifacts import ARTIFACTS
+    """List the priors and rewards that can be imported: files, size, license, present or missing.
+
+    Of the shipped rewards, those that a retrained one has taken the place of.
+    """
+    from workers.artifacts import ARTIFACTS, RETRAINED
 
     weights = _weights(folder)
-    for artifact in ARTIFACTS.values():
+    own = [one for one in RETRAINED.values() if one.present(weights)]
+    for artifact in (*ARTIFACTS.values(), *own):
         missing = artifact.missing(weights)
         if as_json:
             print_json(_described(artifact, missing))
@@ -64,13 +68,13 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Verify imported checkpoints: their hashes, and their layout by loading them; exit 1 if one is not sound."""
-    from workers.artifacts import ARTIFACTS
+    from workers.artifacts import ARTIFACTS, RETRAINED
     from workers.weights_import import check_artifact
 
-    weights = _weights(folder)
-    if unknown := set(names or ()) - ARTIFACTS.keys():
-        usage(f"there is no artifact '{min(unknown)}'; there are {', '.join(ARTIFACTS)}")
-    chosen = [ARTIFACTS[name] for name in names or ARTIFACTS]
+    weights, known = _weights(folder), ARTIFACTS | RETRAINED
+    if unknown := set(names or ()) - known.keys():
+        usage(f"there is no artifact '{min(unknown)}'; there are {', '.join(known)}")
+    chosen = [known[name] for name in names or known]
     status = 0
     for artifact in chosen:
         if not artifact.present(weights) and not names:
@@ -97,6 +101,7 @@ def import_weights(
     as_json: AsJson = False,
 ) -> None:
     """Verify a checkpoint and put it into the weights folder, whole or not at all; exit 2: foreign, 1: damaged."""
+    from workers.artifacts import RETRAINED
     from workers.weights_import import import_files, recognize
 
     weights = _weights(folder)
@@ -111,6 +116,10 @@ def import_weights(
             _tell_fault(one.artifact.name, error, as_json)
             raise typer.Exit(1) from None
         _tell(done, "is imported", as_json)
+        if done.name in RETRAINED:
+            say(
+                f"It takes the shipped reward's place; remove {one.artifact.folder(weights)} to go back to that."
+            )
     say("Restart the workers: they look into the weights folder when they start.")
 
 

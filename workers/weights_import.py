@@ -13,9 +13,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import safetensors
+
 from workers.artifacts import (
     ARTIFACTS,
     FOLDER_FILES,
+    RETRAINED,
     file_hashes,
     fingerprint,
     read_receipt,
@@ -55,17 +58,18 @@ def recognize(path: Path, name: str | None = None) -> list[Found]:
     A file that several share (a vocabulary) belongs to all of them. Raises ValueError when it belongs to none, or
     nobody can tell to which.
     """
-    if name is not None and name not in ARTIFACTS:
-        raise ValueError(f"there is no artifact '{name}'; there are {', '.join(ARTIFACTS)}")
+    known = ARTIFACTS | RETRAINED
+    if name is not None and name not in known:
+        raise ValueError(f"there is no artifact '{name}'; there are {', '.join(known)}")
     if not path.exists():
         raise ValueError(f"there is nothing at {path}; give the file or folder that was fetched")
-    chosen = [ARTIFACTS[name]] if name else list(ARTIFACTS.values())
+    if path.is_file() and (retrained := RETRAINED.get(name or _reward_in(path))):
+        return [Found(retrained, {retrained.files[0].name: path})]
+    chosen = [known[name]] if name else list(ARTIFACTS.values())
     found = [Found(one, sources) for one in chosen if (sources := _sources(path, one))]
     if not found:
         what = (
-            f"'{name}' needs {_names(ARTIFACTS[name])}"
-            if name
-            else "`dreamserve weights list` names the files"
+            f"'{name}' needs {_names(known[name])}" if name else "`dreamserve weights list` names the files"
         )
         raise ValueError(
             f"{path.name} is no file or folder of a published network that is known here; {what}"
@@ -77,6 +81,15 @@ def recognize(path: Path, name: str | None = None) -> list[Found]:
         names = ", ".join(one.artifact.name for one in found)
         raise ValueError(f"{path.name} may belong to {names}; say to which with --as NAME")
     return found
+
+
+def _reward_in(path: Path) -> str:
+    """Read which embedded reward a file holds, which it says itself whatever it is called; "" if it holds none."""
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return str(json.loads(file.metadata()["embedded_reward"])["name"])
+    except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError):
+        return ""
 
 
 def _names(artifact: Artifact) -> str:

@@ -41,10 +41,10 @@ from workers.networks import Networks, hold_embedded_prior, load_networks
 from workers.priors.embedded import load_embedded_prior
 from workers.weights import (
     EMBEDDED_PRIOR,
-    EMBEDDED_REWARDS,
     EMBEDDED_WEAK_PRIOR,
     REWARD_NAMES,
     load_reward,
+    reward_file,
 )
 
 if TYPE_CHECKING:
@@ -92,8 +92,9 @@ def made_by(arm: Arm) -> dict[str, Any]:
 
 @cache
 def used_weights(weak: bool) -> str:
-    """Name the shipped files that make and score objects: the start of the sha256 of each."""
-    files = (EMBEDDED_WEAK_PRIOR if weak else EMBEDDED_PRIOR, *EMBEDDED_REWARDS.values())
+    """Name the files that make and score objects: the start of the sha256 of each."""
+    rewards = [reward_file(name, Settings().weights_folder) for name in REWARD_NAMES]
+    files = (EMBEDDED_WEAK_PRIOR if weak else EMBEDDED_PRIOR, *rewards)
     return " ".join(hashlib.sha256(path.read_bytes()).hexdigest()[:8] for path in files)
 
 
@@ -136,7 +137,7 @@ def _evaluate_one(task: tuple[Case, Path]) -> dict[str, Any]:
 def _pair_table(count: int, seed: int = 5) -> str:
     rows = [f"| reward | {' | '.join(PAIR_KINDS)} |", "|---" * (len(PAIR_KINDS) + 1) + "|"]
     for name in REWARD_NAMES:
-        shares = pair_accuracy(load_reward(name), count, seed)
+        shares = pair_accuracy(load_reward(name, Settings().weights_folder), count, seed)
         rows.append(f"| {name} | " + " | ".join(f"{shares[kind]:.3f}" for kind in PAIR_KINDS) + " |")
     return "\n".join(rows)
 
