@@ -6,6 +6,7 @@ import logging
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -66,6 +67,8 @@ def build_api(store: JobStore, objects: ObjectStore, settings: Settings) -> Fast
         description=ABOUT,
         # The document is built anew for each reader, from what live workers can do (`openapi.py`).
         openapi_url=None,
+        # What generated clients call their functions.
+        generate_unique_id_function=attrgetter("name"),
         lifespan=_beside(
             [
                 *webhook_delivery.chores(store.database, settings),

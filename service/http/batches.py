@@ -202,7 +202,7 @@ def retry_failed(batch_id: BatchId, batches: Batches, caller: Identity) -> dict[
         **problems(404, 422, 503),
     },
 )
-def results(
+def batch_results(
     request: Request,
     batch_id: BatchId,
     batches: Batches,
@@ -229,7 +229,7 @@ def results(
         **problems(404, 422, 429, 503),
     },
 )
-async def events(
+async def batch_events(
     request: Request,
     batch_id: BatchId,
     batches: Batches,

@@ -84,8 +84,10 @@ async def _submissions(request: Request) -> GroupCommit[Post, dict[str, Any]]:
 Submissions: TypeAlias = Annotated[GroupCommit[Post, dict[str, Any]], Depends(_submissions)]
 
 
-@router.post("/generate", status_code=202, openapi_extra=REQUEST_BODY, responses=SUBMIT_ANSWERS)
 @router.post("/v1/jobs", status_code=202, openapi_extra=REQUEST_BODY, responses=SUBMIT_ANSWERS)
+@router.post(
+    "/generate", name="generate", status_code=202, openapi_extra=REQUEST_BODY, responses=SUBMIT_ANSWERS
+)
 async def submit(
     request: Request,
     store: Store,

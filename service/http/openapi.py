@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
 from pydantic.json_schema import models_json_schema
 
 from service.http import job_actions, webhooks
@@ -107,11 +108,20 @@ def install_document(api: FastAPI, store: JobStore, settings: Settings) -> None:
         return JSONResponse(openapi())
 
     def docs() -> HTMLResponse:
-        return get_swagger_ui_html(openapi_url="/openapi.json", title=api.title)
+        # Relative, so that they hold behind a proxy's prefix too.
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=api.title,
+            swagger_js_url="docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="docs/assets/swagger-ui.css",
+            swagger_favicon_url="docs/assets/favicon-32x32.png",
+        )
 
     api.openapi = openapi  # type: ignore[method-assign]
     api.get("/openapi.json", include_in_schema=False)(document)
     api.get("/docs", include_in_schema=False)(docs)
+    # Swagger UI comes from a package: a service without the internet shows its documentation too.
+    api.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
 
 
 def _complete(document: Schema, settings: Settings) -> Schema:

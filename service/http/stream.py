@@ -64,7 +64,7 @@ PageSize = Annotated[int, Query(ge=1, le=1_000, description="JSON only: events a
         **problems(404, 422, 429, 503),
     },
 )
-async def events(
+async def job_events(
     request: Request,
     job_id: JobId,
     store: Store,

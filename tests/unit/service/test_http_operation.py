@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -222,7 +223,17 @@ def test_the_documentation_describes_requests_and_refusals(http: httpx.Client) -
     assert {"202", "400", "413", "415", "422", "429", "503"} <= set(generate["responses"])
     problem = generate["responses"]["422"]["content"]["application/problem+json"]["schema"]
     assert problem == {"$ref": "#/components/schemas/ProblemDocument"}
-    assert http.get("/docs").status_code == 200
+
+
+def test_the_documentations_page_needs_no_internet(http: httpx.Client) -> None:
+    page = http.get("/docs").text
+    assert not re.findall("https?://", page)
+    assets = re.findall(r'(?:href|src)="([^"]*)"', page)
+    assert len(assets) == 3
+    for asset in [*assets, re.search(r"url: '([^']*)'", page)[1]]:  # type: ignore[index]
+        assert not asset.startswith("/"), "it holds behind a proxy's prefix too"
+        assert http.get(f"/{asset}").status_code == 200
+    assert http.get("/docs/assets/none.js").json()["code"] == "unknown-route"
 
 
 def test_a_defect_of_ours_keeps_the_shape_and_hides_its_cause(http: httpx.Client, api: FastAPI) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -128,6 +129,15 @@ def _methods(route: Route) -> set[str]:
     """List what a route answers; that Starlette lets every GET answer HEAD goes without saying."""
     methods = set(route.methods or ())
     return methods - {"HEAD"} if "GET" in methods else methods
+
+
+def test_every_operation_has_a_name_that_is_good_for_a_function(
+    operations: dict[tuple[str, str], dict[str, Any]],
+) -> None:
+    names = [operation["operationId"] for operation in operations.values()]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch("[a-z]+(_[a-z]+){0,2}", name) for name in names)
+    assert operations["POST", "/generate"]["operationId"] == "generate"
 
 
 def test_every_operation_says_what_it_does_and_what_it_may_answer(
