@@ -58,6 +58,9 @@ def generate(
         Path, typer.Option("-o", "--output", help="The mesh: .glb, .obj, .ply or .stl.")
     ] = Path("out.glb"),
     picture: Annotated[Path | None, typer.Option(help="Also write a picture of it (.png).")] = None,
+    turntable: Annotated[
+        Path | None, typer.Option(help="Also write a film of it turning around (.webp).")
+    ] = None,
     preset: Preset = None,
     method: Method = None,
     steps: Steps = None,
@@ -73,7 +76,7 @@ def generate(
 ) -> None:
     """Make one object and write its mesh; starts a service for the while when none runs."""
     kind = _mesh_kind(output)
-    _check_writable(output, picture)
+    _check_writable(output, picture, turntable)
     fields = _request_fields(
         kind,
         preset=preset,
@@ -82,6 +85,7 @@ def generate(
         effort=effort,
         seed=seed,
         negative_prompt=negative_prompt,
+        outputs=None if turntable is None else {"turntable": True},
     )
     with explained_errors(), _service_at(url, data_dir) as client:
         job = client.generate(prompt, **fields)
@@ -90,9 +94,10 @@ def generate(
         _follow(job, timeout, as_json, embedded=client.url != url.rstrip("/"))
         job.download(output, kind)
         say(f"Wrote {output}")
-        if picture is not None:
-            job.download(picture, "thumbnail")
-            say(f"Wrote {picture}")
+        for target, what in ((picture, "thumbnail"), (turntable, "turntable")):
+            if target is not None:
+                job.download(target, what)
+                say(f"Wrote {target}")
 
 
 @app.command()

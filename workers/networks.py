@@ -154,6 +154,7 @@ class Networks:
             absent_rewards=dict(known.absent_rewards),
             efforts=("preview", "draft", "full") if previews else ("draft", "full"),
             mesh_formats=("glb", "obj", "ply", "stl"),
+            turntables=True,
         )
 
     def scoring(self, spec: JobSpec) -> dict[str, LoadedReward]:

@@ -18,7 +18,16 @@ from service.jobs.objects import artifact_key
 from service.jobs.presets import preset_changes
 from service.jobs.states import NewArtifact
 from workers.cameras import orbit_cameras
-from workers.mesh import agreement, bake, extract, mesh_report, thumbnail, validate_glb, write_mesh
+from workers.mesh import (
+    agreement,
+    bake,
+    extract,
+    mesh_report,
+    thumbnail,
+    turntable,
+    validate_glb,
+    write_mesh,
+)
 from workers.priors.view_prompts import seen_prompts
 from workers.render import render
 from workers.steering import ENSEMBLE, ensemble_members, steering_reward
@@ -93,6 +102,8 @@ def export_mesh(
     ]
     if spec.outputs.thumbnail:
         files.append(File("thumbnail", "thumbnail.png", "image/png", thumbnail(mesh)))
+    if spec.outputs.turntable:
+        files.append(File("turntable", "turntable.webp", "image/webp", turntable(mesh)))
     return mesh, files
 
 

@@ -211,7 +211,7 @@ def _narrow(schemas: Schema, can: Capabilities, settings: Settings) -> None:
     for judged in ("DreamDpoMethod", "PsdMethod"):
         for field in schemas[judged]["properties"].keys() & {"judge", "override"}:
             _name(schemas[judged]["properties"][field], steering)
-    if not _runs({"outputs": {"turntable": True}}, can, settings):
+    if not can.turntables:
         schemas["Outputs"]["properties"]["turntable"]["const"] = False
     schemas["Mesh"]["properties"]["formats"]["items"] = {"type": "string", "enum": [*can.mesh_formats]}
     if set(can.priors) == {EMBEDDED}:
@@ -285,7 +285,8 @@ def _rules(methods: Iterable[str], can: Capabilities) -> list[Schema]:
         *(_impartial(name, steering) for name in steering),
     ]
     if "preview" in can.efforts:
-        rules.append(_rule({"effort": {"const": "preview"}}, {"steps": {"type": "null"}}))
+        still = {"properties": {"turntable": {"const": False}}}
+        rules.append(_rule({"effort": {"const": "preview"}}, {"steps": {"type": "null"}, "outputs": still}))
     return rules
 
 

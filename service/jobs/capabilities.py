@@ -68,6 +68,7 @@ class Capabilities(_Facts):
     absent_rewards: dict[str, AbsentFacts] = Field(default_factory=dict)
     efforts: tuple[str, ...] = ("draft", "full")
     mesh_formats: tuple[str, ...] = ("glb",)
+    turntables: bool = False
 
 
 def merge(documents: list[Capabilities]) -> Capabilities:
@@ -89,6 +90,7 @@ def merge(documents: list[Capabilities]) -> Capabilities:
         },
         efforts=tuple(sorted({effort for one in documents for effort in one.efforts})),
         mesh_formats=tuple(sorted({form for one in documents for form in one.mesh_formats})),
+        turntables=any(one.turntables for one in documents),
     )
 
 
@@ -104,4 +106,5 @@ def embedded_capabilities() -> Capabilities:
             "embedded-alignment": RewardFacts(differentiable=True, typical=(-2.3, 2.4)),
         },
         mesh_formats=("glb", "obj", "ply", "stl"),
+        turntables=True,
     )

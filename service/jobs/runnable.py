@@ -18,7 +18,7 @@ __all__ = ["check_runnable", "has_parts"]
 
 def check_runnable(spec: JobSpec, capabilities: Capabilities) -> None:
     """Raise `Refused` when no worker of this server could run `spec`, naming the field and a way out."""
-    _check_release(spec)
+    _check_whole(spec)
     _check_parts(spec, capabilities)
     _check_steering(spec, capabilities)
     _check_licenses(spec, capabilities)
@@ -37,16 +37,8 @@ def _refusal(code: RefusalCode, pointer: str, detail: str, suggestion: str) -> R
     return Refused(code, [FieldProblem(pointer, detail)], suggestion)
 
 
-def _check_release(spec: JobSpec) -> None:
-    """Refuse what the job format has but this release has not: nothing asked for is silently ignored."""
-    absent = [
-        ("/outputs/turntable", "turntables", spec.outputs.turntable),
-    ]
-    problems = [
-        FieldProblem(where, f"this release has no {what} yet") for where, what, asked in absent if asked
-    ]
-    if problems:
-        raise Refused("method-unavailable", problems, "Leave it out.")
+def _check_whole(spec: JobSpec) -> None:
+    """Refuse what does not go together in any job: nothing asked for is silently ignored."""
     if (spec.effort == "preview") != (spec.steps == 0):
         raise _refusal(
             "invalid-request",
@@ -62,6 +54,13 @@ def _check_release(spec: JobSpec) -> None:
             + ("makes no objects" if spec.effort == "preview" else "has none"),
             "Name a reward, and choose effort 'draft' or 'full'; or ask for one candidate.",
         )
+    if spec.effort == "preview" and spec.outputs.turntable:
+        raise _refusal(
+            "invalid-request",
+            "/outputs/turntable",
+            "effort 'preview' makes no object that could turn",
+            "Leave the turntable out, or choose effort 'draft' or 'full'.",
+        )
     if spec.prior == "embedded" and spec.steps > MAX_EMBEDDED_STEPS:
         raise _refusal(
             "invalid-request",
@@ -76,7 +75,7 @@ def _rewards_that_choose(spec: JobSpec) -> list[str]:
 
 
 def _check_parts(spec: JobSpec, can: Capabilities) -> None:
-    """Refuse a method, prior, reward, effort or mesh format that no worker has."""
+    """Refuse a method, prior, reward, effort, mesh format or turntable that no worker has."""
     # The prior first: without its weights nothing else of a published job is worth a sentence.
     _check_known("/prior", "prior", spec.prior, can.priors, can.absent_priors)
     for pointer, name in _rewards(spec):
@@ -96,6 +95,9 @@ def _check_parts(spec: JobSpec, can: Capabilities) -> None:
     _check_known("/effort", "effort", spec.effort, can.efforts)
     for index, form in enumerate(spec.mesh.formats):
         _check_known(f"/mesh/formats/{index}", "mesh format", form, can.mesh_formats)
+    if spec.outputs.turntable and not can.turntables:
+        detail = "no worker of this server makes turntables"
+        raise _refusal("method-unavailable", "/outputs/turntable", detail, "Leave it out.")
 
 
 def _rewards(spec: JobSpec) -> list[tuple[str, str]]:

@@ -181,7 +181,9 @@ class Outputs(Part):
     """What to write beside the mesh."""
 
     thumbnail: bool = True
-    turntable: bool = False
+    turntable: bool = Field(
+        False, description="An animated WebP of it turning once around, 256 × 256 pixels."
+    )
     report: bool = True
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from workers.mesh.glb import MeshFormat, write_glb, write_mesh, write_obj, write_ply, write_stl
 from workers.mesh.glb_check import GlbReport, InvalidGlb, validate_glb
-from workers.mesh.picture import agreement, mesh_report, thumbnail
+from workers.mesh.picture import agreement, mesh_report, thumbnail, turntable
 from workers.mesh.raster import Raster, rasterize
 from workers.mesh.skin import LinearShading, bake
 from workers.mesh.surface import EmptyMesh, Mesh, Skin, Topology, extract, topology
@@ -31,6 +31,7 @@ __all__ = [
     "rasterize",
     "thumbnail",
     "topology",
+    "turntable",
     "validate_glb",
     "write_glb",
     "write_mesh",

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from workers.mesh.glb_check import GlbReport
     from workers.mesh.surface import Mesh
 
-__all__ = ["agreement", "mesh_report", "thumbnail"]
+__all__ = ["agreement", "mesh_report", "thumbnail", "turntable"]
 
 AZIMUTH_DEG, ELEVATION_DEG, FOV_Y_DEG = 30.0, 22.0, 30.0
 """The thumbnail's camera: the front, seen a little from the right and from above."""
 MARGIN = 1.12
 """How much wider the picture is than the object."""
 SUPERSAMPLING = 2
+NUM_FRAMES, FRAME_MS = 36, 83
+"""Of a turntable: once around in 3 s."""
 KEY_LIGHT, FILL_LIGHT = (0.45, 0.8, 0.55), (-0.7, 0.15, 0.4)
 BACKDROP_TOP, BACKDROP_BOTTOM = 0.96, 0.86
 """sRGB grays."""
@@ -81,22 +83,45 @@ def mesh_report(mesh: Mesh, glb: GlbReport, agreement: float) -> dict[str, Any]:
 
 def thumbnail(mesh: Mesh, image_px: int = 512) -> bytes:
     """Photograph a mesh under soft light, standing before a neutral backdrop: a PNG of image_px × image_px."""
+    png = io.BytesIO()
+    _photograph(mesh, image_px).save(png, format="PNG")
+    return png.getvalue()
+
+
+def turntable(mesh: Mesh, image_px: int = 256) -> bytes:
+    """Film a mesh turning once around its vertical axis, as in its thumbnail: an animated WebP that repeats."""
+    first, *others = (_photograph(mesh, image_px, frame * 360 / NUM_FRAMES) for frame in range(NUM_FRAMES))
+    webp = io.BytesIO()
+    first.save(webp, format="WEBP", save_all=True, append_images=others, duration=FRAME_MS, loop=0)
+    return webp.getvalue()
+
+
+def _photograph(mesh: Mesh, image_px: int, turn_deg: float = 0.0) -> Image.Image:
+    """Take the picture after the object, but not the light, has turned to the right by `turn_deg`."""
     center = (mesh.vertices.min(0) + mesh.vertices.max(0)) / 2
     radius = float(np.linalg.norm(mesh.vertices - center, axis=1).max())
     distance = MARGIN * radius / np.sin(np.radians(FOV_Y_DEG / 2))
-    cameras = orbit_cameras(torch.tensor([AZIMUTH_DEG]), torch.tensor([ELEVATION_DEG]), distance, FOV_Y_DEG)
+    cameras = orbit_cameras(
+        torch.tensor([AZIMUTH_DEG - turn_deg]), torch.tensor([ELEVATION_DEG]), distance, FOV_Y_DEG
+    )
     cameras.c2w[..., :3, 3] += torch.from_numpy(center)
     large_px = SUPERSAMPLING * image_px
     raster = rasterize(mesh, cameras, large_px)
     rgb, mask, depth, normals = (image[0].permute(1, 2, 0).double().numpy() for image in raster)
-    light = _soft_light(normals) * _crevices(depth[..., 0], mask[..., 0], radius)[..., None]
+    light = (
+        _soft_light(normals @ _turn(turn_deg).T) * _crevices(depth[..., 0], mask[..., 0], radius)[..., None]
+    )
     lit = _to_srgb(_to_linear(rgb) * light)
     backdrop = _backdrop(mesh, cameras.c2w[0].double().numpy(), large_px)
     picture = np.where(mask > 0, lit, backdrop)
     picture = picture.reshape(image_px, SUPERSAMPLING, image_px, SUPERSAMPLING, 3).mean((1, 3))
-    png = io.BytesIO()
-    Image.fromarray(np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)).save(png, format="PNG")
-    return png.getvalue()
+    return Image.fromarray(np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8))
+
+
+def _turn(degrees: float) -> NDArray[np.float64]:
+    """Rotate around +Y, from the front (+Z) toward the right (+X): (3, 3)."""
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[cos, 0.0, sin], [0.0, 1.0, 0.0], [-sin, 0.0, cos]])
 
 
 def _soft_light(normals: Image_HWC) -> Image_HWC:

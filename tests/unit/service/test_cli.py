@@ -77,6 +77,18 @@ def test_generate_writes_the_mesh_and_prints_only_the_id(url: str, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("worker")
+def test_generate_asks_for_the_film_that_it_is_to_write(url: str, tmp_path: Path) -> None:
+    mesh, film = str(tmp_path / "cube.glb"), str(tmp_path / "cube.webp")
+    result = run("generate", PROMPT, "-o", mesh, "--turntable", film, "--url", url)
+    job = httpx.get(f"{url}/v1/jobs/{result.stdout.strip()}").json()
+    assert job["spec"]["outputs"] == {"thumbnail": True, "turntable": True, "report": True}
+    assert result.exit_code != 0
+    assert "has no 'turntable' artifact" in result.stderr, "this worker makes none"
+    nowhere = str(tmp_path / "none" / "cube.webp")
+    assert "there is no folder" in run("generate", PROMPT, "--turntable", nowhere, "--url", url).stderr
+
+
+@pytest.mark.usefixtures("worker")
 def test_generate_can_print_the_whole_document(url: str, tmp_path: Path) -> None:
     result = run(
         "generate", PROMPT, "-o", str(tmp_path / "cube.glb"), "--url", url, "--json", "--method", "sds"

@@ -35,10 +35,10 @@ def is_running(service: Service, job_id: str, step: int = 1) -> bool:
 
 @pytest.mark.parametrize("method", ["sds", "dreamfl", "dreamdpo", "psd"])
 def test_a_prompt_becomes_a_checked_mesh_with_its_scores_and_origin(service: Service, method: str) -> None:
-    (job,) = service.finish(service.submit(method=method, outputs={}))
+    (job,) = service.finish(service.submit(method=method, outputs={"turntable": True}))
     assert job["status"] == "succeeded", job["error"]
     result = job["result"]
-    assert [one["kind"] for one in result["artifacts"]] == ["glb", "thumbnail", "report"]
+    assert [one["kind"] for one in result["artifacts"]] == ["glb", "thumbnail", "turntable", "report"]
     for document in result["artifacts"]:
         described, key = service.store.artifact(document["id"])
         assert hashlib.sha256(service.objects.get(key)).hexdigest() == described["sha256"]

@@ -20,6 +20,7 @@ from workers.mesh import (
     mesh_report,
     rasterize,
     thumbnail,
+    turntable,
     validate_glb,
     write_glb,
 )
@@ -128,6 +129,21 @@ def test_thumbnail_shows_the_object_before_a_gray_backdrop(pair_mesh: Mesh) -> N
     red, _, blue = picture[88, 64]
     assert blue > 2 * red
     assert thumbnail(pair_mesh, 128) == content
+
+
+def test_a_turntable_turns_the_object_once_around_under_a_light_that_stays(pair_mesh: Mesh) -> None:
+    film = Image.open(io.BytesIO(turntable(pair_mesh, 64)))
+    assert (film.format, film.size, film.n_frames, film.info["loop"]) == ("WEBP", (64, 64), 36, 0)  # type: ignore[attr-defined]
+    frames = []
+    for number in range(36):
+        film.seek(number)
+        frames.append(np.asarray(film.convert("RGB")).astype(int))
+        assert film.info["duration"] == 83
+    first = np.asarray(Image.open(io.BytesIO(thumbnail(pair_mesh, 64)))).astype(int)
+    assert abs(frames[0] - first).mean() < 4, "it begins as the thumbnail"
+    # The cube looks the same after a quarter and a half turn, its lit side too; in between it does not.
+    eighth, quarter, half = (abs(frames[turn] - frames[0])[:32].mean() for turn in (5, 9, 18))
+    assert max(quarter, half) < 4 < eighth
 
 
 def test_report_is_plain_json_about_the_written_file(pair_mesh: Mesh, views: Views) -> None:
