@@ -106,7 +106,7 @@ class Candidate(Answer):
     index: int
     seed: int
     scores: dict[str, float]
-    """By the rewards that may steer; higher is better."""
+    """By all that scored it but the referee; higher is better."""
     referee: Score | None
     kept: bool
     files: list[str]
