@@ -81,6 +81,7 @@ class EmbeddedReward(nn.Module):
         super().__init__()
         self.config = config
         self.sha256: str | None = None
+        self.license = "Apache-2.0"
         self._word_ids = {word: index + 2 for index, word in enumerate(config.words)}
         self.reader = _Reader(len(config.words), config)
         self.viewer = _Viewer(config)
@@ -95,7 +96,7 @@ class EmbeddedReward(nn.Module):
             views=self.config.views if self.config.views > 1 else None,
             uses_prompt=True,
             differentiable=True,
-            license="Apache-2.0",
+            license=self.license,
             weights_sha256=self.sha256,
         )
 
@@ -241,16 +242,23 @@ def load_embedded_reward(weights: Path, name: str | None = None) -> EmbeddedRewa
     file and key.
     """
     try:
-        with safetensors.safe_open(weights, framework="pt") as file:
-            metadata = file.metadata() or {}
-        tensors = safetensors.torch.load_file(weights)
+        content = weights.read_bytes()  # once, as an import may replace it meanwhile
+        tensors = safetensors.torch.load(content)
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(
             f"{weights.name} cannot be read as safetensors ({error}); restore it, or train it anew"
         ) from error
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header.get("__metadata__", {})
     if "embedded_reward" not in metadata:
         raise ValueError(f"{weights.name} is no embedded reward: its metadata has no key 'embedded_reward'")
-    reward = EmbeddedReward(EmbeddedRewardConfig(**json.loads(metadata["embedded_reward"])))
+    try:
+        config = EmbeddedRewardConfig(**json.loads(metadata["embedded_reward"]))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{weights.name}: 'embedded_reward' in its metadata is not ours ({error})"
+        ) from error
+    reward = EmbeddedReward(config)
     if name not in (None, reward.config.name):
         raise ValueError(f"{weights.name} holds the reward {reward.config.name!r}, not {name!r}")
     own = {name: tensor.shape for name, tensor in reward.state_dict().items()}
@@ -259,5 +267,7 @@ def load_embedded_reward(weights: Path, name: str | None = None) -> EmbeddedRewa
             f"{weights.name} does not fit the embedded reward: missing, unknown or misshapen tensor {unmatched[0][0]!r}"
         )
     reward.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    reward.sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    reward.sha256 = hashlib.sha256(content).hexdigest()
+    if "training" in metadata:  # on whose data, only its owner knows
+        reward.license = "NOASSERTION"
     return reward.eval().requires_grad_(False)

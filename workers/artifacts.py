@@ -1,4 +1,4 @@
-"""The published networks: which files each needs, under which license, and where they lie. No torch is needed to ask.
+"""The networks to import: which files each needs, under which license, and where they lie. No torch is needed to ask.
 
 An artifact's files lie in a folder of its own name in the operator's weights folder, where `dreamserve weights import`
 puts them (`weights_import.py`). What rewards need is said by `reward_models/published.py`.
@@ -66,7 +66,7 @@ def commercial_use(license_: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A published prior or reward: the name that jobs use is that of its folder."""
+    """A published prior or reward, or a retrained one: the name that jobs use is that of its folder."""
 
     name: str
     kind: Literal["prior", "reward"]
@@ -209,7 +209,7 @@ RETRAINED: dict[str, Artifact] = {
         name,
         "reward",
         (PublishedFile(f"{name}-reward.safetensors", "`dreamserve reward train`"),),
-        license="Apache-2.0",
+        license="NOASSERTION",
         size="1.1 MB",
         views=views,
     )

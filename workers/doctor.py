@@ -127,8 +127,9 @@ def check_weights(settings: Settings) -> Iterator[Checked]:
     else:
         yield Checked("weights", "ok", f"{len(shipped)} shipped networks, as their sha256 files say")
     folder = settings.weights_folder
-    for artifact in (*ARTIFACTS.values(), *RETRAINED.values()):
-        if artifact.present(folder):
+    retrained = [one for one in RETRAINED.values() if one.folder(folder).exists()]
+    for artifact in (*ARTIFACTS.values(), *retrained):
+        if artifact in retrained or artifact.present(folder):
             yield _check_imported(artifact, folder)
 
 

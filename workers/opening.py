@@ -11,6 +11,7 @@ from workers.methods import make_method
 from workers.networks import ScenePlan
 from workers.scene import NUM_SAMPLES, Scene
 from workers.steering import ENSEMBLE, ensemble_members, steering_reward
+from workers.weights import is_retrained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,8 +76,13 @@ def _steering(spec: JobSpec, networks: Networks) -> Reward | None:
     name = steering_reward(spec)
     if name != ENSEMBLE:
         return None if name is None else _held(name, networks).reward
-    rewards = [_held(use.name, networks).reward for use in spec.rewards]
-    return JointReward(name, ensemble_members(spec), rewards)
+    held = [_held(use.name, networks) for use in spec.rewards]
+    if retrained := [one.card.name for one in held if is_retrained(one.card)]:
+        raise WeightsMissing(
+            f"'{retrained[0]}' was retrained after this job was accepted, and nobody knows where its scores lie: it "
+            "cannot be mixed with other rewards any more. Let it steer alone"
+        )
+    return JointReward(name, ensemble_members(spec), [one.reward for one in held])
 
 
 def _override(spec: JobSpec, networks: Networks) -> Reward | None:

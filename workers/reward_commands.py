@@ -119,7 +119,7 @@ def train(
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"Wrote {output} and its record {output.with_suffix('.json').name}", err=True)
-    typer.echo(f"For jobs to use it: dreamserve weights import {_importable(reward, output)}", err=True)
+    typer.echo(f"For jobs to use it{_name_to_give(reward)}: dreamserve weights import FILE", err=True)
     told = {name: record["test"][name] for name in ("accuracy", "interval", "decided")}
     typer.echo(json.dumps({"file": str(output), **told, "steps": record["steps"]}))
 
@@ -146,12 +146,12 @@ def _weights(reward: str, given: Path | None) -> Path:
     return EMBEDDED_REWARDS[reward]
 
 
-def _importable(reward: str, output: Path) -> Path:
-    """Name what an import would recognize: a published network by its name, an embedded reward by what is in it."""
+def _name_to_give(reward: str) -> str:
+    """Say what a file must be called to be imported: an embedded reward's is recognized by what is in it."""
     from workers.artifacts import ARTIFACTS
 
     published = ARTIFACTS.get(reward)
-    return output if published is None else output.with_name(published.choices(published.files[0].name)[-1])
+    return "" if published is None else f", call it {published.choices(published.files[0].name)[-1]}"
 
 
 def _ray(workers: int, address: str | None) -> AbstractContextManager[None]:

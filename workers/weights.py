@@ -49,10 +49,20 @@ def check_weights() -> None:
 
 
 def reward_file(name: str, weights: Path | None = None) -> Path:
-    """Find the weights of an embedded reward: a retrained one in the weights folder takes the shipped one's place."""
-    shipped = EMBEDDED_REWARDS[name]
-    retrained = None if weights is None else RETRAINED[name].path(weights) / shipped.name
-    return retrained if retrained is not None and retrained.is_file() else shipped
+    """Find the weights of an embedded reward: a retrained one in the weights folder takes the shipped one's place.
+
+    Raises ValueError when that has a folder but no file: it got lost, and nobody has said that the shipped one will do.
+    """
+    folder = None if weights is None else RETRAINED[name].folder(weights)
+    if folder is None or not folder.exists():
+        return EMBEDDED_REWARDS[name]
+    (file,) = RETRAINED[name].files
+    if found := RETRAINED[name].find(folder, file.name):
+        return found
+    raise ValueError(
+        f"{file.name} is missing in {folder}: import the retrained '{name}' again, or remove the folder to go back to "
+        "the shipped one"
+    )
 
 
 def is_retrained(card: RewardCard) -> bool:

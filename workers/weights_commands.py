@@ -43,8 +43,8 @@ def list_weights(folder: Folder = None, as_json: AsJson = False) -> None:
     from workers.artifacts import ARTIFACTS, RETRAINED
 
     weights = _weights(folder)
-    own = [one for one in RETRAINED.values() if one.present(weights)]
-    for artifact in (*ARTIFACTS.values(), *own):
+    retrained = [one for one in RETRAINED.values() if one.folder(weights).exists()]
+    for artifact in (*ARTIFACTS.values(), *retrained):
         missing = artifact.missing(weights)
         if as_json:
             print_json(_described(artifact, missing))
@@ -77,7 +77,11 @@ def check(
     chosen = [known[name] for name in names or known]
     status = 0
     for artifact in chosen:
-        if not artifact.present(weights) and not names:
+        if artifact.name in RETRAINED and not artifact.folder(weights).exists():
+            if names:
+                say(f"{artifact.name} is the shipped one: `dreamserve doctor` checks that.")
+            continue
+        if not artifact.present(weights) and not names and artifact.name not in RETRAINED:
             continue
         try:
             done = check_artifact(artifact, weights)
@@ -120,7 +124,9 @@ def import_weights(
             say(
                 f"It takes the shipped reward's place; remove {one.artifact.folder(weights)} to go back to that."
             )
-    say("Restart the workers: they look into the weights folder when they start.")
+    say(
+        "Restart the service now: what looks into the weights folder later finds the new, what runs has the old."
+    )
 
 
 def _described(artifact: Artifact, missing: list[str]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def check_artifact(artifact: Artifact, weights: Path) -> Verified:
         if name in noted and noted[name].sha256 != sha256:
             raise ValueError(
                 f"{name} has changed since its import (its SHA-256 is {sha256}, it was {noted[name].sha256}): "
-                "import the published file again"
+                "import it again"
             )
     return _verify(artifact, weights, hashes)
 

@@ -89,7 +89,7 @@ SURE: Final[Schema] = {
     },
 }
 """Of a job: for numbers that depend on each other."""
-SURE_DEFAULTS: Final = ("license_policy", "metadata", "outputs", "priority", "seed")
+SURE_DEFAULTS: Final = ("license_policy", "metadata", "priority", "seed")
 """Fields of a job that fit under every line of a batch: no rule joins them to others."""
 SURE_SWEEP: Final[Schema] = {"seed": {"type": "array", "enum": [[0], [0, 1], [0, 1, 2, 3]]}}
 """Examples: a schema cannot say that one of the combinations is to make a job of one of the lines."""

@@ -90,7 +90,9 @@ def merge(documents: list[Capabilities]) -> Capabilities:
         },
         efforts=tuple(sorted({effort for one in documents for effort in one.efforts})),
         mesh_formats=tuple(sorted({form for one in documents for form in one.mesh_formats})),
-        turntables=any(one.turntables for one in documents),
+        turntables=all(
+            one.turntables for one in documents
+        ),  # workers before them do not know to leave such jobs
     )
 
 

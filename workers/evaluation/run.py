@@ -41,6 +41,7 @@ from workers.networks import Networks, hold_embedded_prior, load_networks
 from workers.priors.embedded import load_embedded_prior
 from workers.weights import (
     EMBEDDED_PRIOR,
+    EMBEDDED_REWARDS,
     EMBEDDED_WEAK_PRIOR,
     REWARD_NAMES,
     load_reward,
@@ -59,11 +60,12 @@ def evaluate(cases: list[Case], folder: Path, lines_file: Path, processes: int) 
     Pictures and GLBs of those that are made now go to `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    known = {}
-    if lines_file.exists():
-        known = {line["key"]: line for line in map(json.loads, lines_file.read_text().splitlines())}
     # What other weights or another recipe made is kept in the file, but is no answer to this question.
-    missing = [case for case in cases if not made_by(case.arm).items() <= known.get(case.key, {}).items()]
+    wanted, known = {case.key: made_by(case.arm) for case in cases}, {}
+    for line in map(json.loads, lines_file.read_text().splitlines() if lines_file.exists() else ()):
+        if line["key"] in wanted and wanted[line["key"]].items() <= line.items():
+            known[line["key"]] = line
+    missing = [case for case in cases if case.key not in known]
     if missing:
         pool = multiprocessing.get_context("spawn").Pool(processes)
         with pool, lines_file.open("a") as file:
@@ -168,6 +170,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/eval"))
     parser.add_argument("--lines", type=Path, help="results, a JSON line each (FOLDER/results.jsonl)")
     arguments = parser.parse_args()
+    for name, shipped in EMBEDDED_REWARDS.items():
+        if (file := reward_file(name, Settings().weights_folder)) != shipped:
+            print(f"{name} is the retrained one in {file.parent}, not the shipped one.")
     if arguments.suite == "pairs":
         print(_pair_table(arguments.count))
         return

@@ -1,7 +1,7 @@
 """What the service answers, for the OpenAPI document: what clients are generated from.
 
 The documents themselves are built beside the rows that they tell of (`service.jobs`), as plain JSON, and are not
-checked again on their way out; tests hold every answer against these models. Later releases may add fields, so
+checked again on their way out; tests hold answers against these models. Later releases may add fields, so
 readers ignore what they do not know.
 """
 
@@ -15,7 +15,11 @@ __all__ = ["Answer", "Note", "Page", "Range", "Score", "Time", "answer"]
 
 _T = TypeVar("_T")
 
-Time: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+Time: TypeAlias = Annotated[
+    str,
+    Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 """UTC, RFC 3339 with milliseconds."""
 Range: TypeAlias = Annotated[list[float], Field(min_length=2, max_length=2)]
 """`[low, high]`."""

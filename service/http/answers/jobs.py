@@ -111,10 +111,10 @@ class Candidate(Answer):
     kept: bool
     files: list[str]
     """Names of its artifacts."""
-    mesh: MeshReport | None
-    """Null: it was not exported, or is no object."""
-    field_sha256: str | None
-    """Equal for two runs exactly when they ended with the same bits."""
+    mesh: MeshReport | None = None
+    """Null: it was not exported, or is no object; release 0.2 did not tell."""
+    field_sha256: str | None = None
+    """Equal for two runs exactly when they ended with the same bits; release 0.2 did not tell."""
 
 
 class Choice(Answer):
@@ -161,7 +161,7 @@ class JobResult(Answer):
     """Whether it is what a canceled job had made so far."""
     candidates: list[Candidate]
     choice: Choice | None
-    """Null: there was nothing to choose from."""
+    """Null: there was nothing to choose from, or release 0.2 chose."""
     mesh: MeshReport | None
     """Of the candidate that is kept foremost."""
     provenance: Provenance
@@ -192,7 +192,7 @@ class Job(Answer):
     stage: Stage | None
     """While it runs."""
     progress: Progress | None
-    """Null: not started yet."""
+    """Null while it is queued."""
     attempts: list[Attempt]
     failures: int
     """Attempts that count against `limits.max_attempts`."""

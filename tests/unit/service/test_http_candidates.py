@@ -73,6 +73,18 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
+def test_what_release_0_2_told_of_candidates_is_a_document_of_today(
+    http: httpx.Client, store: JobStore
+) -> None:
+    job = http.post("/generate", json=WANTED).json()
+    lease = store.claim("worker")
+    assert lease is not None
+    told = {name: CANDIDATE[name] for name in ("index", "seed", "scores", "referee", "kept", "files")}
+    store.finish(lease, RESULT | {"candidates": [told]}, [])
+    (candidate,) = http.get(f"/v1/jobs/{job['id']}").json()["result"]["candidates"]
+    assert candidate == told
+
+
 def test_downloads_follow_the_choice_of_a_person(url: str, make: Callable[[], None], tmp_path: Path) -> None:
     target = tmp_path / "out.glb"
     with Client(url) as client:

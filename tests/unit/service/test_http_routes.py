@@ -302,6 +302,20 @@ def test_the_schema_of_a_job_says_what_is_accepted(
     assert schema_of_a_job(http).is_valid(body) == is_accepted
 
 
+def test_the_schema_of_a_batch_promises_nothing_of_fields_that_depend_on_a_lines_own(
+    http: httpx.Client, store: JobStore
+) -> None:
+    efforts = {"efforts": ("preview", "draft", "full")}
+    store.publish_capabilities("worker", embedded_capabilities().model_copy(update=efforts))
+    document = http.get("/openapi.json").json()
+    schema = {"$ref": "#/components/schemas/BatchRequest", "components": document["components"]}
+    lines = [{"body": {"prompt": "a red cube", "effort": "preview"}}]
+    turning = {"defaults": {"outputs": {"turntable": True}}, "items": lines}
+    assert http.post("/v1/batches", json=turning).status_code == 422
+    assert not jsonschema_rs.validator_for(schema).is_valid(turning)
+    assert jsonschema_rs.validator_for(schema).is_valid({"defaults": {"seed": 1}, "items": lines})
+
+
 def test_the_schema_of_a_job_names_what_live_workers_have(http: httpx.Client, store: JobStore) -> None:
     can = embedded_capabilities()
     some = {"methods": {"sds": can.methods["sds"]}, "efforts": ("preview", "draft")}

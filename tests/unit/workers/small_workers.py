@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reward_models.contracts import RewardCard
+from service.http.answers.jobs import Job
 from service.jobs.admission import admit
 from service.jobs.capabilities import PartFacts
 from service.jobs.objects import open_object_store
@@ -119,9 +121,10 @@ class Service:
         return str(document["id"])
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """A job's document."""
+        """A job's document, as the API describes it."""
         document = self.store.get(job_id)
         assert document is not None
+        Job.model_validate_json(json.dumps(document), strict=True, extra="forbid")
         return document
 
     def worker(

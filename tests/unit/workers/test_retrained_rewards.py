@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,8 +18,10 @@ from service.jobs.errors import Refused
 from service.settings import Settings
 from workers.doctor import check_weights
 from workers.evaluation.run import used_weights
+from workers.failures import WeightsMissing
 from workers.main import app
 from workers.networks import load_networks
+from workers.opening import make_scene
 from workers.weights import EMBEDDED_REWARDS, load_reward
 
 if TYPE_CHECKING:
@@ -78,9 +81,32 @@ def test_jobs_use_it_until_it_is_removed(settings: Settings, mine: Path) -> None
         == before.replace(sha256(EMBEDDED_REWARDS[MULTIVIEW])[:8], sha256(mine)[:8])
     )
 
-    (folder / f"{MULTIVIEW}-reward.safetensors").unlink()
+    shutil.rmtree(folder)
     assert load_networks(settings).rewards[MULTIVIEW].card == shipped.rewards[MULTIVIEW].card
     assert MULTIVIEW not in run("list").stdout
+    assert "is the shipped one" in run("check", MULTIVIEW).stderr
+
+
+def test_its_license_is_not_stated(settings: Settings, mine: Path) -> None:
+    run("import", mine)
+    networks = load_networks(settings)
+    assert networks.rewards[MULTIVIEW].card.license == "NOASSERTION"
+    assert networks.rewards[ALIGNMENT].card.license == "Apache-2.0"
+    with pytest.raises(Refused, match="license"):
+        admit({"prompt": "a red cube", "license_policy": "commercial_ok"}, networks.capabilities(), settings)
+
+
+@pytest.mark.parametrize("how", ["deleted", "link without a target"])
+def test_one_that_got_lost_is_told_and_not_replaced_by_the_shipped_one(
+    settings: Settings, mine: Path, how: str
+) -> None:
+    run("import", mine, *(["--link"] if how != "deleted" else []))
+    file = settings.weights_folder / MULTIVIEW / f"{MULTIVIEW}-reward.safetensors"
+    (file if how == "deleted" else mine).unlink()
+    with pytest.raises(ValueError, match=f"import the retrained '{MULTIVIEW}' again"):
+        load_networks(settings)
+    assert f"it needs {file.name}" in run("check", status=1).stdout
+    assert any(MULTIVIEW in one.found and one.status == "fail" for one in check_weights(settings))
 
 
 def test_it_steers_alone_as_nobody_knows_where_its_scores_lie(settings: Settings, mine: Path) -> None:
@@ -89,7 +115,7 @@ def test_it_steers_alone_as_nobody_knows_where_its_scores_lie(settings: Settings
         "method": "dreamfl",
         "rewards": [{"name": MULTIVIEW}, {"name": ALIGNMENT}],
     }
-    admit(both, load_networks(settings).capabilities(), settings)
+    accepted = admit(both, load_networks(settings).capabilities(), settings).spec
     run("import", mine)
     can = load_networks(settings).capabilities()
     assert (can.rewards[MULTIVIEW].typical, can.rewards[MULTIVIEW].weights) == (
@@ -99,6 +125,8 @@ def test_it_steers_alone_as_nobody_knows_where_its_scores_lie(settings: Settings
     assert can.rewards[ALIGNMENT].typical is not None
     with pytest.raises(Refused, match=f"'{MULTIVIEW}' cannot be mixed with other rewards"):
         admit(both, can, settings)
+    with pytest.raises(WeightsMissing, match=f"'{MULTIVIEW}' was retrained after this job was accepted"):
+        make_scene(accepted, load_networks(settings))
     admit({**both, "rewards": [{"name": MULTIVIEW}]}, can, settings)
 
 
@@ -108,13 +136,17 @@ def test_a_file_that_holds_another_reward_changes_nothing(settings: Settings, mi
     assert not (settings.weights_folder / ALIGNMENT).exists()
 
 
-@pytest.mark.parametrize("fault", ["truncated", "misshapen", "foreign"])
+@pytest.mark.parametrize("fault", ["truncated", "misshapen", "foreign", "newer"])
 def test_a_damaged_file_changes_nothing(settings: Settings, mine: Path, fault: str) -> None:
     run("import", mine)
     match fault:
         case "truncated":
             mine.write_bytes(mine.read_bytes()[:-100])
             said = "cannot be read as safetensors"
+        case "newer":
+            metadata = {"embedded_reward": json.dumps({"name": MULTIVIEW, "layers": 3})}
+            safetensors.torch.save_file(safetensors.torch.load_file(mine), mine, metadata)
+            said = "'embedded_reward' in its metadata is not ours"
         case "misshapen":
             tensors, config = safetensors.torch.load_file(mine), load_embedded_reward(mine).config
             first = sorted(tensors)[0]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from reward_models.embedded import load_embedded_reward
 from workers.main import app
-from workers.reward_commands import _importable
+from workers.reward_commands import _name_to_give
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,8 +51,8 @@ def test_it_trains_in_this_process_and_what_it_writes_loads(pairs: Path, tmp_pat
     record = json.loads(output.with_suffix(".json").read_text())
     assert json.loads(done.stdout)["accuracy"] == record["test"]["accuracy"]
     assert load_embedded_reward(output).sha256 == record["sha256"]
-    assert f"dreamserve weights import {output}" in done.stderr
-    assert _importable("reward3d", output) == tmp_path / "Reward3D_Scorer.safetensors"
+    assert "For jobs to use it: dreamserve weights import FILE" in done.stderr
+    assert _name_to_give("reward3d") == ", call it Reward3D_Scorer.safetensors"
     assert record["std"] > 0
     assert record["renewed"] == ["viewer.heads"]
     curve = (tmp_path / "new.run" / "curve.jsonl").read_text().splitlines()

@@ -33,7 +33,8 @@ def spec_of(service: Service, **fields: Any) -> JobSpec:
 
 
 def test_the_best_are_kept_and_all_are_told(service: Service) -> None:
-    (job,) = service.finish(service.submit(candidates={"count": 3, "keep": 2}, outputs={}, steps=10))
+    outputs = {"turntable": True}
+    (job,) = service.finish(service.submit(candidates={"count": 3, "keep": 2}, outputs=outputs, steps=10))
     assert job["status"] == "succeeded", job["error"]
     told = job["result"]["candidates"]
     assert [(one["index"], one["seed"]) for one in told] == [(0, 7), (1, 8), (2, 9)]
@@ -41,9 +42,14 @@ def test_the_best_are_kept_and_all_are_told(service: Service) -> None:
     assert [one["kept"] for one in order] == [True, True, False]
     assert len({one["scores"]["embedded-multiview"] for one in told}) == 3
     best, second, third = order
-    assert best["files"] == ["mesh.glb", "thumbnail.png"]
-    assert second["files"] == [f"mesh-{second['index']}.glb", f"thumbnail-{second['index']}.png"]
-    assert third["files"] == [f"mesh-{third['index']}.glb", f"thumbnail-{third['index']}.png"]
+    assert best["files"] == ["mesh.glb", "thumbnail.png", "turntable.webp"]
+    for one in (second, third):
+        number = one["index"]
+        assert one["files"] == [
+            f"mesh-{number}.glb",
+            f"thumbnail-{number}.png",
+            f"turntable-{number}.webp",
+        ]
     names = [one["name"] for one in job["result"]["artifacts"]]
     assert names == [*best["files"], *second["files"], "report.json"]
     everything = [(one["candidate"], one["name"]) for one in service.store.artifacts(job["id"])]

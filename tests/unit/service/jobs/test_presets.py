@@ -153,6 +153,12 @@ def test_what_one_worker_has_is_not_absent() -> None:
     assert merge([POOR]).absent_priors.keys() == {"mvdream"}
 
 
+def test_a_fleet_makes_turntables_once_no_worker_is_left_that_would_ignore_the_wish() -> None:
+    old, new = Capabilities(), Capabilities(turntables=True)
+    assert merge([new, new]).turntables
+    assert not merge([old, new]).turntables
+
+
 def test_a_license_that_nobody_stated_does_not_allow_commercial_use() -> None:
     assert spec_of(preset="dreamdpo-paper", license_policy="commercial_ok").license_policy == "commercial_ok"
     refused = refusal(preset="dreamreward-guidance1", license_policy="commercial_ok")

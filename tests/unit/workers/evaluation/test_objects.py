@@ -99,6 +99,9 @@ def test_what_was_made_otherwise_is_made_anew(
     lines_file = tmp_path / "lines.jsonl"
     lines_file.write_text(json.dumps(made) + "\n")
     assert evaluate([Case(STACK, Arm("sds"), 0)], tmp_path, lines_file, processes=1) == [made]
+    with lines_file.open("a") as file:  # nor does it hide what was made before
+        file.write(json.dumps(made | other) + "\n")
+    assert evaluate([Case(STACK, Arm("sds"), 0)], tmp_path, lines_file, processes=1) == [made]
     lines_file.write_text(json.dumps(made | other) + "\n")
     monkeypatch.setattr(run.multiprocessing, "get_context", _no_processes)
     with pytest.raises(LookupError, match="would be made"):
