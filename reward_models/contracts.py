@@ -72,6 +72,8 @@ class RewardCard:
     """Whether it was trained with a text for each view: ask with a `ViewPrompt`, see `VIEW_SUFFIXES`."""
     preprocessing: str = "none"
     """What happens to a picture before the network sees it."""
+    retrained: bool = False
+    """Whether its owner has trained it further: then nobody knows where its scores usually lie."""
 
 
 class ViewPrompt(str):

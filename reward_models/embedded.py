@@ -81,7 +81,7 @@ class EmbeddedReward(nn.Module):
         super().__init__()
         self.config = config
         self.sha256: str | None = None
-        self.license = "Apache-2.0"
+        self.retrained = False
         self._word_ids = {word: index + 2 for index, word in enumerate(config.words)}
         self.reader = _Reader(len(config.words), config)
         self.viewer = _Viewer(config)
@@ -96,8 +96,9 @@ class EmbeddedReward(nn.Module):
             views=self.config.views if self.config.views > 1 else None,
             uses_prompt=True,
             differentiable=True,
-            license=self.license,
+            license="NOASSERTION" if self.retrained else "Apache-2.0",
             weights_sha256=self.sha256,
+            retrained=self.retrained,
         )
 
     def word_ids(self, prompts: list[str]) -> Tensor:
@@ -268,6 +269,5 @@ def load_embedded_reward(weights: Path, name: str | None = None) -> EmbeddedRewa
         )
     reward.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     reward.sha256 = hashlib.sha256(content).hexdigest()
-    if "training" in metadata:  # on whose data, only its owner knows
-        reward.license = "NOASSERTION"
+    reward.retrained = "training" in metadata
     return reward.eval().requires_grad_(False)

@@ -19,7 +19,7 @@ from workers.cameras import CameraRig, orbit_cameras
 from workers.judges import JUDGE, judge_facts, load_judge
 from workers.judging import SharedReward
 from workers.survey import Published, survey
-from workers.weights import EMBEDDED_PRIOR, REWARD_NAMES, is_retrained, load_reward
+from workers.weights import EMBEDDED_PRIOR, REWARD_NAMES, load_reward
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -352,7 +352,7 @@ def _reward_facts(card: RewardCard, *, steers: bool = True) -> RewardFacts:
         multiview=card.views is not None and card.views > 1,
         views=card.views,
         score_range=card.value_range,
-        typical=None if is_retrained(card) else typical_scores(card.name),
+        typical=None if card.retrained else typical_scores(card.name),
         steers=steers,
         details={"uses_prompt": card.uses_prompt, "views": card.views},
     )

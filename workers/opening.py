@@ -11,7 +11,6 @@ from workers.methods import make_method
 from workers.networks import ScenePlan
 from workers.scene import NUM_SAMPLES, Scene
 from workers.steering import ENSEMBLE, ensemble_members, steering_reward
-from workers.weights import is_retrained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,7 +76,7 @@ def _steering(spec: JobSpec, networks: Networks) -> Reward | None:
     if name != ENSEMBLE:
         return None if name is None else _held(name, networks).reward
     held = [_held(use.name, networks) for use in spec.rewards]
-    if retrained := [one.card.name for one in held if is_retrained(one.card)]:
+    if retrained := [one.card.name for one in held if one.card.retrained]:
         raise WeightsMissing(
             f"'{retrained[0]}' was retrained after this job was accepted, and nobody knows where its scores lie: it "
             "cannot be mixed with other rewards any more. Let it steer alone"

@@ -12,7 +12,7 @@ from reward_models.published import PUBLISHED, load_published
 from workers.artifacts import ARTIFACTS, RETRAINED
 
 if TYPE_CHECKING:
-    from reward_models.contracts import RewardCard, RewardModel
+    from reward_models.contracts import RewardModel
 
 __all__ = [
     "EMBEDDED_PRIOR",
@@ -20,7 +20,6 @@ __all__ = [
     "EMBEDDED_WEAK_PRIOR",
     "REWARD_NAMES",
     "check_weights",
-    "is_retrained",
     "load_reward",
     "reward_file",
 ]
@@ -62,14 +61,6 @@ def reward_file(name: str, weights: Path | None = None) -> Path:
     raise ValueError(
         f"{file.name} is missing in {folder}: import the retrained '{name}' again, or remove the folder to go back to "
         "the shipped one"
-    )
-
-
-def is_retrained(card: RewardCard) -> bool:
-    """Tell whether this is an embedded reward of other weights than the shipped ones."""
-    shipped = EMBEDDED_REWARDS.get(card.name)
-    return (
-        shipped is not None and card.weights_sha256 != shipped.with_suffix(".sha256").read_text().split()[0]
     )
 
 
