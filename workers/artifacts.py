@@ -30,9 +30,11 @@ __all__ = [
     "file_hashes",
     "fingerprint",
     "hash_files",
+    "imported_into",
     "notes",
     "read_notes",
     "read_receipt",
+    "retrained_in",
     "write_receipt",
 ]
 
@@ -216,6 +218,16 @@ RETRAINED: dict[str, Artifact] = {
     for name, views in (("embedded-multiview", 4), ("embedded-alignment", None))
 }
 """Embedded rewards that were trained further: imported, each takes the place of the shipped one."""
+
+
+def retrained_in(weights: Path) -> list[Artifact]:
+    """List the retrained rewards of a weights folder; one whose folder has lost its file is among them."""
+    return [one for one in RETRAINED.values() if one.folder(weights).exists()]
+
+
+def imported_into(weights: Path) -> list[Artifact]:
+    """List what was imported into a weights folder, whole or not."""
+    return [one for one in ARTIFACTS.values() if one.present(weights)] + retrained_in(weights)
 
 
 class Noted(NamedTuple):

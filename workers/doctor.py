@@ -116,7 +116,7 @@ def check_gpu(settings: Settings) -> Checked:
 def check_weights(settings: Settings) -> Iterator[Checked]:
     """Are the shipped weights, and those in the weights folder, the bytes that were shipped and imported?"""
     from service.doctor import Checked
-    from workers.artifacts import ARTIFACTS, RETRAINED
+    from workers.artifacts import imported_into
     from workers.weights import EMBEDDED_PRIOR, EMBEDDED_REWARDS
 
     shipped = (EMBEDDED_PRIOR, *EMBEDDED_REWARDS.values())
@@ -127,10 +127,8 @@ def check_weights(settings: Settings) -> Iterator[Checked]:
     else:
         yield Checked("weights", "ok", f"{len(shipped)} shipped networks, as their sha256 files say")
     folder = settings.weights_folder
-    retrained = [one for one in RETRAINED.values() if one.folder(folder).exists()]
-    for artifact in (*ARTIFACTS.values(), *retrained):
-        if artifact in retrained or artifact.present(folder):
-            yield _check_imported(artifact, folder)
+    for artifact in imported_into(folder):
+        yield _check_imported(artifact, folder)
 
 
 def shipped_fault(file: Path) -> str | None:

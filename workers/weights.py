@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reward_models.published import PUBLISHED, load_published
-from workers.artifacts import ARTIFACTS, RETRAINED
+from workers.artifacts import ARTIFACTS, RETRAINED, retrained_in
 
 if TYPE_CHECKING:
     from reward_models.contracts import RewardModel
@@ -52,11 +52,11 @@ def reward_file(name: str, weights: Path | None = None) -> Path:
 
     Raises ValueError when that has a folder but no file: it got lost, and nobody has said that the shipped one will do.
     """
-    folder = None if weights is None else RETRAINED[name].folder(weights)
-    if folder is None or not folder.exists():
+    retrained = RETRAINED[name]
+    if weights is None or retrained not in retrained_in(weights):
         return EMBEDDED_REWARDS[name]
-    (file,) = RETRAINED[name].files
-    if found := RETRAINED[name].find(folder, file.name):
+    folder, (file,) = retrained.folder(weights), retrained.files
+    if found := retrained.find(folder, file.name):
         return found
     raise ValueError(
         f"{file.name} is missing in {folder}: import the retrained '{name}' again, or remove the folder to go back to "

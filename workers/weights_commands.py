@@ -40,11 +40,10 @@ def list_weights(folder: Folder = None, as_json: AsJson = False) -> None:
 
     Of the shipped rewards, those that a retrained one has taken the place of.
     """
-    from workers.artifacts import ARTIFACTS, RETRAINED
+    from workers.artifacts import ARTIFACTS, retrained_in
 
     weights = _weights(folder)
-    retrained = [one for one in RETRAINED.values() if one.folder(weights).exists()]
-    for artifact in (*ARTIFACTS.values(), *retrained):
+    for artifact in (*ARTIFACTS.values(), *retrained_in(weights)):
         missing = artifact.missing(weights)
         if as_json:
             print_json(_described(artifact, missing))
@@ -68,20 +67,17 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Verify imported checkpoints: their hashes, and their layout by loading them; exit 1 if one is not sound."""
-    from workers.artifacts import ARTIFACTS, RETRAINED
+    from workers.artifacts import ARTIFACTS, RETRAINED, imported_into, retrained_in
     from workers.weights_import import check_artifact
 
     weights, known = _weights(folder), ARTIFACTS | RETRAINED
     if unknown := set(names or ()) - known.keys():
         usage(f"there is no artifact '{min(unknown)}'; there are {', '.join(known)}")
-    chosen = [known[name] for name in names or known]
+    chosen = [known[name] for name in names] if names else imported_into(weights)
     status = 0
     for artifact in chosen:
-        if artifact.name in RETRAINED and not artifact.folder(weights).exists():
-            if names:
-                say(f"{artifact.name} is the shipped one: `dreamserve doctor` checks that.")
-            continue
-        if not artifact.present(weights) and not names and artifact.name not in RETRAINED:
+        if artifact.name in RETRAINED and artifact not in retrained_in(weights):
+            say(f"{artifact.name} is the shipped one: `dreamserve doctor` checks that.")
             continue
         try:
             done = check_artifact(artifact, weights)

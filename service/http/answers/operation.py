@@ -8,6 +8,7 @@ from pydantic import WithJsonSchema
 
 from service.http.answers.base import Answer, Page, Range, Time
 from service.jobs.keys import Scope
+from service.jobs.troubles import Source
 
 __all__ = [
     "Health",
@@ -201,7 +202,7 @@ class Health(Answer):
 class Trouble(Answer):
     """What keeps workers from starting."""
 
-    source: Literal["worker", "pool"]
+    source: Source
     at: Time
     detail: str
 
