@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalStore"]
 
-_NAMING_ATTEMPTS = 5
+_NAMING_ATTEMPTS = 50
 
 
 class LocalStore:
@@ -58,13 +58,13 @@ class LocalStore:
     def _name(self, unfinished: Path, path: Path, info: ObjectInfo, *, create_once: bool) -> None:
         """Give a finished file its name, in a folder that a delete beside it may just have found empty."""
         for remaining in reversed(range(_NAMING_ATTEMPTS)):
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 if create_once:
                     self._link(unfinished, path, info)
                 else:
                     unfinished.replace(path)
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError):  # the latter: a folder there, and gone when looked at
                 if not remaining:
                     raise
             else:
@@ -175,14 +175,19 @@ def _write(file: BinaryIO, content: bytes | Path) -> None:
 def _sync_folders(folder: Path, root: Path) -> None:
     """Bring a new file's name to disk, and the names of the folders made for it."""
     while True:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with suppress(FileNotFoundError):  # a delete beside it has taken the file, and the folder with it
+            _sync_folder(folder)
         if folder == root:
             return
         folder = folder.parent
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _chunks(file: BinaryIO, start: int, end: int | None) -> Iterator[bytes]:

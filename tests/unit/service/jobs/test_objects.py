@@ -191,6 +191,21 @@ def test_deleting_the_last_file_leaves_no_folder_and_hinders_no_writer(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == [".unfinished"]
 
 
+def test_a_file_may_be_deleted_as_soon_as_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path)
+    link = os.link
+
+    def link_and_delete(source: Path, target: Path) -> None:
+        link(source, target)
+        store.delete(KEY)
+
+    monkeypatch.setattr(os, "link", link_and_delete)
+    assert store.put(KEY, b"x").size_bytes == 1
+    assert store.head(KEY) is None
+
+
 def test_what_a_dead_writer_has_left_is_discarded_after_a_while(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     (tmp_path / ".unfinished" / "tmp1").write_bytes(b"half")
