@@ -64,7 +64,7 @@ class LocalStore:
                     self._link(unfinished, path, info)
                 else:
                     unfinished.replace(path)
-            except (FileNotFoundError, FileExistsError):  # the latter: a folder there, and gone when looked at
+            except (FileNotFoundError, FileExistsError):  # gone before the link, or as `mkdir` looked
                 if not remaining:
                     raise
             else:
