@@ -136,9 +136,14 @@ def _soft_light(normals: Image_HWC) -> Image_HWC:
 
 def _crevices(depth: NDArray[np.float64], mask: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
     """Darken what lies behind its surroundings (screen-space ambient occlusion by a blurred depth): (H, W)."""
-    sigma_px = depth.shape[0] / 40
-    weight = ndimage.gaussian_filter(mask, sigma_px)
-    around = ndimage.gaussian_filter(depth * mask, sigma_px) / np.maximum(weight, 1e-6)
+    box_px = depth.shape[0] // 16
+
+    def blurred(image: NDArray[np.float64]) -> NDArray[np.float64]:
+        # Two boxes look like a Gaussian, and take a third of its time.
+        twice: NDArray[np.float64] = ndimage.uniform_filter(ndimage.uniform_filter(image, box_px), box_px)
+        return twice
+
+    around = blurred(depth * mask) / np.maximum(blurred(mask), 1e-6)
     return 1 - np.clip((depth - around) / (0.12 * radius), 0, 1) * 0.35 * mask
 
 

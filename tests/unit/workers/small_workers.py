@@ -138,7 +138,7 @@ class Service:
         """A worker of this service."""
         return Worker(name, store or self.store, objects or self.objects, load, self.settings)
 
-    def run_until(self, done: Callable[[], bool], *workers: Worker, timeout_s: float = 60.0) -> None:
+    def run_until(self, done: Callable[[], bool], *workers: Worker, timeout_s: float = 240.0) -> None:
         """Let workers live until `done`, then drain them; raises what ended one of them."""
         errors: list[BaseException] = []
 

@@ -11,6 +11,7 @@ from service.jobs.errors import Refused
 from tests.unit.workers.small_workers import Service, small_networks
 from workers.candidates import Team, make_team
 from workers.fields.voxel import VoxelField
+from workers.mesh import picture
 from workers.scene import CheckpointError
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def spec_of(service: Service, **fields: Any) -> JobSpec:
     return admit(small | fields, small_networks().capabilities(), service.settings).spec
 
 
-def test_the_best_are_kept_and_all_are_told(service: Service) -> None:
+def test_the_best_are_kept_and_all_are_told(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture, "NUM_FRAMES", 2)
     outputs = {"turntable": True}
     (job,) = service.finish(service.submit(candidates={"count": 3, "keep": 2}, outputs=outputs, steps=10))
     assert job["status"] == "succeeded", job["error"]
