@@ -28,12 +28,21 @@ from workers.publish import export_mesh, scores
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from service.jobs.spec import JobSpec
     from workers.embedded.world import Description
     from workers.evaluation.arms import Case
     from workers.networks import Networks
     from workers.scene import Scene
 
-__all__ = ["Finished", "make_object", "silhouette_iou", "surface_of_glb"]
+__all__ = [
+    "Finished",
+    "make_object",
+    "open_scene",
+    "optimize",
+    "oracle_of",
+    "silhouette_iou",
+    "surface_of_glb",
+]
 
 SURFACE_POINTS = 8000
 
@@ -64,21 +73,10 @@ def surface_of_glb(glb: bytes, seed: int = 0) -> Surface:
 def make_object(case: Case, networks: Networks, watch: Callable[[Scene], None] | None = None) -> Finished:
     """Optimize one case alone; `watch` sees the scene after every step."""
     started, cpu_started = time.monotonic(), time.process_time()
-    body = {"prompt": plain_caption(case.description), "seed": case.seed, "steps": case.arm.steps}
-    body |= {"method": case.arm.method} | ({} if networks.rewards else {"rewards": []})
-    spec = admit(body, networks.capabilities(), Settings(reward_placement="local")).spec
-    scene = make_scene(spec, networks)
+    spec, scene = open_scene(case, networks)
     if case.arm.oracle:
-        rig = WatchedRig(**asdict(scene.rig))
-        scene.rig, scene.method = rig, make_method(spec.method, Oracle(case.description, rig))
-    engine = Engine()
-    engine.admit(scene)
-    while not scene.finished:
-        for outcome in engine.step():
-            if outcome.error is not None:
-                raise outcome.error
-        if watch is not None:
-            watch(scene)
+        scene.method = make_method(spec.method, oracle_of(scene, case.description))
+    optimize(scene, watch)
     optimized = time.process_time()
     mesh, files = export_mesh(scene, spec, networks.priors[spec.prior])
     numbers = {
@@ -93,6 +91,32 @@ def make_object(case: Case, networks: Networks, watch: Callable[[Scene], None] |
         numbers["score:" + candidate["referee"]["name"]] = candidate["referee"]["score"]
     by_kind = {file.kind: file.content for file in files}
     return Finished(judge(surface_of_glb(by_kind["glb"]), case.description), numbers, by_kind)
+
+
+def open_scene(case: Case, networks: Networks) -> tuple[JobSpec, Scene]:
+    """Set up step 0 of a case as a job that asks for it would be."""
+    body = {"prompt": plain_caption(case.description), "seed": case.seed, "steps": case.arm.steps}
+    body |= {"method": case.arm.method} | ({} if networks.rewards else {"rewards": []})
+    spec = admit(body, networks.capabilities(), Settings(reward_placement="local")).spec
+    return spec, make_scene(spec, networks)
+
+
+def oracle_of(scene: Scene, description: Description) -> Oracle:
+    """Make the oracle of a scene, whose rig from now on lets it know from where it looks."""
+    rig = scene.rig = WatchedRig(**asdict(scene.rig))
+    return Oracle(description, rig)
+
+
+def optimize(scene: Scene, watch: Callable[[Scene], None] | None = None) -> None:
+    """Take all steps of a scene, alone in an engine; raises what stopped it."""
+    engine = Engine()
+    engine.admit(scene)
+    while not scene.finished:
+        for outcome in engine.step():
+            if outcome.error is not None:
+                raise outcome.error
+        if watch is not None:
+            watch(scene)
 
 
 def silhouette_iou(mesh: Mesh, description: Description) -> float:

@@ -7,7 +7,7 @@ the GLB sees. Results are kept one JSON line each, so that an interrupted evalua
 Suites: "default" judges the default method on singles, everyday objects and held-out pairs; "weak", "draft" and
 "methods" compare SDS, DreamFL, DreamDPO and PSD on the weak prior, and on the shipped one at 100 and 300 steps, under
 the shipped reward and under an oracle; "sweep" turns the knobs of both preference methods; "pairs" tells how often each
-reward prefers the true pictures.
+reward prefers the true pictures, "verdicts" how often the steering one agrees with the oracle at DreamDPO's real steps.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from service.jobs.knobs import DreamDpoMethod
 from service.jobs.spec import JobRequest
 from service.settings import Settings
 from workers.embedded.captions import plain_caption
 from workers.embedded.preference_pairs import PAIR_KINDS, pair_accuracy
-from workers.evaluation.arms import RECIPE, SUITES, Arm, Case
+from workers.evaluation.arms import DRAFT_STEPS, RECIPE, SUITES, WEAK_STEPS, Arm, Case
 from workers.evaluation.objects import make_object
 from workers.evaluation.prompts import everyday_objects, held_out_pairs, kind_of, single_shapes
 from workers.evaluation.report import (
@@ -37,6 +38,7 @@ from workers.evaluation.report import (
     shape_table,
     truth_table,
 )
+from workers.evaluation.verdicts import Verdicts, verdict_row, verdicts_of
 from workers.networks import Networks, hold_embedded_prior, load_networks
 from workers.priors.embedded import load_embedded_prior
 from workers.weights import (
@@ -144,6 +146,25 @@ def _pair_table(count: int, seed: int = 5) -> str:
     return "\n".join(rows)
 
 
+def _verdict_table(descriptions: list[Description], seeds: int, processes: int) -> str:
+    """Write one Markdown row for each prior under which DreamDPO asks."""
+    rows = [
+        "| prior | pairs | right | as far apart as τ | right of these | of the truth's gaps |",
+        "|---|---|---|---|---|---|",
+    ]
+    knobs = DreamDpoMethod()
+    method = {"name": knobs.name}
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for arm in (Arm("weak", method, WEAK_STEPS, weak=True), Arm("shipped", method, DRAFT_STEPS)):
+            cases = [Case(description, arm, seed) for seed in range(seeds) for description in descriptions]
+            rows.append(verdict_row(arm.name, pool.map(_verdicts_of_one, cases, chunksize=1), knobs.tau))
+    return "\n".join(rows)
+
+
+def _verdicts_of_one(case: Case) -> Verdicts:
+    return verdicts_of(case, _held(case.arm.weak))
+
+
 def _descriptions(arguments: argparse.Namespace) -> list[Description]:
     singles = [*single_shapes(), *everyday_objects()]
     return [*held_out_pairs(arguments.pairs), *(singles if arguments.suite == "default" else [])]
@@ -159,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("suite", nargs="?", default="default", choices=[*SUITES, "pairs"])
+    parser.add_argument("suite", nargs="?", default="default", choices=[*SUITES, "pairs", "verdicts"])
     parser.add_argument("--pairs", type=int, default=60, help="held-out pairs of things")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", help="comma-separated; by default all of the suite")
@@ -175,6 +196,9 @@ def main() -> None:
             print(f"{name} is the retrained one in {file.parent}, not the shipped one.")
     if arguments.suite == "pairs":
         print(_pair_table(arguments.count))
+        return
+    if arguments.suite == "verdicts":
+        print(_verdict_table(held_out_pairs(arguments.pairs), arguments.seeds, arguments.processes))
         return
     offered = {arm.name: arm for arm in _arms(arguments.suite)}
     wanted = arguments.arms.split(",") if arguments.arms else list(offered)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from service.settings import Settings
 from tests.unit.workers.test_golden_curves import KEPT
 from workers.cameras import CameraRig, Cameras
 from workers.embedded.truth import Truth
@@ -22,7 +23,9 @@ from workers.evaluation.objects import silhouette_iou
 from workers.evaluation.oracle import Oracle, WatchedRig
 from workers.evaluation.prompts import everyday_objects, held_out_pairs, kind_of, single_shapes
 from workers.evaluation.run import evaluate
+from workers.evaluation.verdicts import Verdicts, verdict_row, verdicts_of
 from workers.mesh import Mesh
+from workers.networks import load_networks
 from workers.priors.rgba import latents_to_image
 
 STACK = Description(Thing("cube", "red"), Thing("cylinder", "blue"), "on")
@@ -52,6 +55,24 @@ def test_the_oracle_prefers_the_truth_and_its_gradient_points_there() -> None:
         for sign in (1, -1)
     )
     assert (there - back) / 2 == pytest.approx(float((answer.gradient[1] * step).sum()), rel=1e-3)
+
+
+def test_verdicts_are_counted_and_weighed_by_what_they_cost() -> None:
+    truth = np.array([0.3, -0.1, 0.1])
+    assert verdict_row("all", [Verdicts(truth, truth)], tau=0) == "| all | 3 | 1.00 | 1.00 | 1.00 | 1.00 |"
+    told = [Verdicts(np.array([3.0, 1.0]), truth[:2]), Verdicts(np.array([-4.0]), truth[2:])]
+    assert verdict_row("two", told, tau=2) == "| two | 3 | 0.33 | 0.67 | 0.50 | 0.20 |"
+    assert verdict_row("none", told, tau=9).endswith("| 0.00 | – | 0.20 |")
+
+
+def test_a_reward_s_verdicts_are_those_of_dreamdpo_s_own_steps() -> None:
+    case, networks = Case(STACK, Arm("any", {"name": "dreamdpo"}, steps=6), 0), load_networks(Settings())
+    first, again = (verdicts_of(case, networks) for _ in range(2))
+    assert first.reward.shape == first.oracle.shape == (6,)
+    assert (first.reward == again.reward).all()
+    assert (first.oracle == again.oracle).all()
+    assert first.oracle.all()
+    assert (first.reward != first.oracle).all()
 
 
 def test_prompts_are_many_and_of_every_kind() -> None:
