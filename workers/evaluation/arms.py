@@ -10,7 +10,7 @@ from workers.embedded.captions import plain_caption
 if TYPE_CHECKING:
     from workers.embedded.world import Description
 
-__all__ = ["DRAFT_STEPS", "RECIPE", "SUITES", "WEAK_STEPS", "Arm", "Case"]
+__all__ = ["RECIPE", "SUITES", "Arm", "Case"]
 
 RECIPE = 1
 """Raised when field, cameras, methods, mesh or judge change what comes out: lines of before are made anew."""

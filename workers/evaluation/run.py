@@ -28,7 +28,7 @@ from service.jobs.spec import JobRequest
 from service.settings import Settings
 from workers.embedded.captions import plain_caption
 from workers.embedded.preference_pairs import PAIR_KINDS, pair_accuracy
-from workers.evaluation.arms import DRAFT_STEPS, RECIPE, SUITES, WEAK_STEPS, Arm, Case
+from workers.evaluation.arms import RECIPE, SUITES, Arm, Case
 from workers.evaluation.objects import make_object
 from workers.evaluation.prompts import everyday_objects, held_out_pairs, kind_of, single_shapes
 from workers.evaluation.report import (
@@ -149,15 +149,15 @@ def _pair_table(count: int, seed: int = 5) -> str:
 def _verdict_table(descriptions: list[Description], seeds: int, processes: int) -> str:
     """Write one Markdown row for each prior under which DreamDPO asks."""
     rows = [
-        "| prior | pairs | right | as far apart as τ | right of these | of the truth's gaps |",
+        "| arm | pairs | right | as far apart as τ | right of these | of the truth's gaps |",
         "|---|---|---|---|---|---|",
     ]
-    knobs = DreamDpoMethod()
-    method = {"name": knobs.name}
+    arms = [arm for suite in ("weak", "draft") for arm in SUITES[suite] if arm.name == f"{suite}-dreamdpo"]
+    tau = DreamDpoMethod().tau
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for arm in (Arm("weak", method, WEAK_STEPS, weak=True), Arm("shipped", method, DRAFT_STEPS)):
+        for arm in arms:
             cases = [Case(description, arm, seed) for seed in range(seeds) for description in descriptions]
-            rows.append(verdict_row(arm.name, pool.map(_verdicts_of_one, cases, chunksize=1), knobs.tau))
+            rows.append(verdict_row(arm.name, pool.map(_verdicts_of_one, cases, chunksize=1), tau))
     return "\n".join(rows)
 
 
