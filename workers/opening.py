@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from workers.contracts import Reward
     from workers.networks import LoadedPrior, LoadedReward, Networks
 
-__all__ = ["make_scene", "prior_of", "prompt_warnings"]
+__all__ = ["make_scene", "prior_of", "prompt_warnings", "steering"]
 
 
 def make_scene(spec: JobSpec, networks: Networks) -> Scene:
@@ -38,7 +38,7 @@ def make_scene(spec: JobSpec, networks: Networks) -> Scene:
         prior=loaded.prior,
         method=make_method(
             spec.method,
-            _steering(spec, networks),
+            steering(spec, networks),
             _override(spec, networks),
         ),
         field=plan.field,
@@ -71,7 +71,8 @@ def prompt_warnings(spec: JobSpec, loaded: LoadedPrior) -> list[dict[str, str]]:
     return warnings
 
 
-def _steering(spec: JobSpec, networks: Networks) -> Reward | None:
+def steering(spec: JobSpec, networks: Networks) -> Reward | None:
+    """Find the reward that steers a job, several of them as one, None where none does; raises `WeightsMissing`."""
     name = steering_reward(spec)
     if name != ENSEMBLE:
         return None if name is None else _held(name, networks).reward

@@ -174,12 +174,11 @@ def _write(file: BinaryIO, content: bytes | Path) -> None:
 
 def _sync_folders(folder: Path, root: Path) -> None:
     """Bring a new file's name to disk, and the names of the folders made for it."""
-    while True:
+    while folder != root:
         with suppress(FileNotFoundError):  # a delete beside it has taken the file, and the folder with it
             _sync_folder(folder)
-        if folder == root:
-            return
         folder = folder.parent
+    _sync_folder(root)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -38,7 +38,7 @@ from workers.evaluation.report import (
     shape_table,
     truth_table,
 )
-from workers.evaluation.verdicts import Verdicts, verdict_row, verdicts_of
+from workers.evaluation.verdicts import VERDICT_HEADER, Verdicts, verdict_row, verdicts_of
 from workers.networks import Networks, hold_embedded_prior, load_networks
 from workers.priors.embedded import load_embedded_prior
 from workers.weights import (
@@ -148,16 +148,13 @@ def _pair_table(count: int, seed: int = 5) -> str:
 
 def _verdict_table(descriptions: list[Description], seeds: int, processes: int) -> str:
     """Write one Markdown row for each prior under which DreamDPO asks."""
-    rows = [
-        "| arm | pairs | right | as far apart as τ | right of these | of the truth's gaps |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = list(VERDICT_HEADER)
     arms = [arm for suite in ("weak", "draft") for arm in SUITES[suite] if arm.name == f"{suite}-dreamdpo"]
-    tau = DreamDpoMethod().tau
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for arm in arms:
             cases = [Case(description, arm, seed) for seed in range(seeds) for description in descriptions]
-            rows.append(verdict_row(arm.name, pool.map(_verdicts_of_one, cases, chunksize=1), tau))
+            told = pool.map(_verdicts_of_one, cases, chunksize=1)
+            rows.append(verdict_row(arm.name, told, DreamDpoMethod(**arm.method).tau))
     return "\n".join(rows)
 
 

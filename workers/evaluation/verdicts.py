@@ -8,7 +8,7 @@ import numpy as np
 
 from workers.evaluation.objects import open_scene, optimize, oracle_of
 from workers.methods import make_method
-from workers.steering import steering_reward
+from workers.opening import steering
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from workers.evaluation.arms import Case
     from workers.networks import Networks
 
-__all__ = ["Verdicts", "verdict_row", "verdicts_of"]
+__all__ = ["VERDICT_HEADER", "Verdicts", "verdict_row", "verdicts_of"]
+
+VERDICT_HEADER = (
+    "| arm | pairs | right | as far apart as τ | right of these | of the truth's gaps |",
+    "|---|---|---|---|---|---|",
+)
+"""Of `verdict_row`, in Markdown."""
 
 
 class Verdicts(NamedTuple):
@@ -61,7 +67,8 @@ class _Witness:
 def verdicts_of(case: Case, networks: Networks) -> Verdicts:
     """Optimize a case of DreamDPO under its own reward, and compare each of its verdicts with the oracle's."""
     spec, scene = open_scene(case, networks)
-    judge = networks.rewards[steering_reward(spec) or ""].reward
+    judge = steering(spec, networks)
+    assert judge is not None  # without one DreamDPO's scene cannot be made
     witness = _Witness(judge, oracle_of(scene, case.description))
     scene.method = make_method(spec.method, witness)
     optimize(scene)
